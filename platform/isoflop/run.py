@@ -1,0 +1,305 @@
+"""What is one training run? Frozen values that say everything the result depends on.
+
+A study writes a `Run`; `Run.resolve` fills in what only the prepared text can tell (the vocabulary, a
+fingerprint of the content, the number of tokens that a FLOP budget buys). A resolved run has an
+`identity`: the hash of its scientific content. Machine settings (device, workers, where results lie)
+are never part of it, so the same run started on another machine is the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal, get_type_hints
+
+from models.interface import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Which text, and how it becomes tokens.
+
+    `source`: "python-stdlib" (the standard library's own source, on every machine), or the path of a
+    file or folder of .txt, .md, .py, .jsonl or .parquet. `tokenizer`: "bpe-N" (a byte-level BPE of N
+    tokens trained on the training split), "bytes", or the name of a tiktoken encoding ("gpt2", ...).
+    """
+
+    SHORTHAND: ClassVar[str] = "source"  # what `--set data=VALUE` sets
+
+    source: str = "python-stdlib"
+    tokenizer: str = "bpe-2048"
+    validation: float = 0.05  # share of the documents that is held out, chosen by content hash
+    fingerprint: str = ""  # hash of the content and the tokenizer, once prepared
+
+    def __post_init__(self) -> None:
+        _check(0 < self.validation < 1, "data.validation", self.validation, "between 0 and 1")
+        _check(bool(self.source), "data.source", self.source, "a path or 'python-stdlib'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoregressive:
+    """Predict each token from those before it; the loss is the mean cross entropy in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Loshchilov & Hutter 2019. Weight decay acts on matrices only, not on norms, biases, vectors."""
+
+    SHORTHAND: ClassVar[str] = "lr"
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0  # largest global gradient norm; 0 turns clipping off
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, "optimizer.lr", self.lr, "above 0")
+        _check(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "in [0, 1)")
+        _check(self.clip >= 0, "optimizer.clip", self.clip, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate over a run, as shares of its own length, so that short runs are not misjudged.
+
+    Linear warm-up over `warmup`, then decay to `final` times the peak. A warm-up of fixed length or a
+    decay that outlasts the run would bend the scaling exponents (Porian et al. 2024; Hoffmann 2022).
+    """
+
+    SHORTHAND: ClassVar[str] = "decay"
+
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.1
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        allowed = ("cosine", "linear", "constant")
+        _check(self.decay in allowed, "schedule.decay", self.decay, f"one of {', '.join(allowed)}")
+        _check(0 <= self.warmup < 1, "schedule.warmup", self.warmup, "in [0, 1)")
+        _check(0 <= self.final <= 1, "schedule.final", self.final, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out loss on the same windows for every run of a study."""
+
+    SHORTHAND: ClassVar[str] = "tokens"
+
+    tokens: int = 2**15  # predicted tokens per evaluation, rounded to whole windows
+    times: int = 4  # evaluations per run at log-spaced points; the last is the end of the run
+
+    def __post_init__(self) -> None:
+        _check(self.tokens > 0, "evaluation.tokens", self.tokens, "above 0")
+        _check(self.times > 0, "evaluation.times", self.times, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What the model is asked to write while it learns: every prompt with every seed, each time.
+
+    Captured at step 0, at the end, and at log-spaced points between as far as `budget` allows.
+    """
+
+    SHORTHAND: ClassVar[str] = "captures"
+
+    prompts: tuple[str, ...] = ()  # none: no rollouts; "" is the empty prompt
+    seeds: int = 4
+    temperature: float = 1.0  # 0 is greedy
+    new_tokens: int = 64
+    captures: int = 4  # at most, step 0 and the end included
+    budget: float = 0.02  # share of the training time that captures may take
+
+    def __post_init__(self) -> None:
+        _check(self.seeds > 0, "rollouts.seeds", self.seeds, "above 0")
+        _check(self.temperature >= 0, "rollouts.temperature", self.temperature, "at least 0")
+        _check(self.new_tokens > 0, "rollouts.new_tokens", self.new_tokens, "above 0")
+        _check(self.captures >= 2, "rollouts.captures", self.captures, "at least 2")
+        _check(0 <= self.budget <= 1, "rollouts.budget", self.budget, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """How much work a killed process may lose. Not part of a run's identity: it changes no number."""
+
+    SHORTHAND: ClassVar[str] = "seconds"
+
+    seconds: float = 30.0  # wall time between two checkpoints
+
+    def __post_init__(self) -> None:
+        _check(self.seconds >= 0, "checkpoints.seconds", self.seconds, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run. Exactly one of `tokens` and `flops` is given; resolving sets `tokens`."""
+
+    model: Config
+    optimizer: AdamW
+    batch_tokens: int  # per optimizer step, over all workers; a multiple of the model's context
+    tokens: int | None = None  # training length in tokens, rounded to whole steps
+    flops: float | None = None  # or in exact training FLOPs
+    data: Text = Text()
+    objective: Autoregressive = Autoregressive()
+    schedule: Schedule = Schedule()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+    evaluation: Evaluation = Evaluation()
+    rollouts: Rollouts = Rollouts()
+    checkpoints: Checkpoints = Checkpoints()
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.flops is None):
+            raise ValueError(
+                f"a run takes either tokens or flops, not tokens={self.tokens}, flops={self.flops}"
+            )
+        _check((self.tokens or self.flops or 0) > 0, "tokens or flops", 0, "above 0")
+        context = self.model.context
+        _check(
+            self.batch_tokens > 0 and self.batch_tokens % context == 0,
+            "batch_tokens",
+            self.batch_tokens,
+            f"a multiple of the context ({context} tokens)",
+        )
+        allowed = ("auto", "float32", "bfloat16")
+        _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
+        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+
+    def resolve(self, *, vocab: int, fingerprint: str) -> Run:
+        """The run with its vocabulary, its text's fingerprint and its length in whole steps."""
+        if self.model.vocab not in (0, vocab):
+            raise ValueError(
+                f"model.vocab is {self.model.vocab}, but the tokenizer {self.data.tokenizer!r} has "
+                f"{vocab} tokens; leave model.vocab out and it is taken from the tokenizer"
+            )
+        if self.data.fingerprint not in ("", fingerprint):
+            raise ValueError(
+                f"the text {self.data.source!r} has changed: this run was made on content "
+                f"{self.data.fingerprint}, and what is there now is {fingerprint}"
+            )
+        model = replace(self.model, vocab=vocab)
+        wanted = self.tokens or (self.flops or 0) / model.flops_per_token().training
+        steps = max(1, round(wanted / self.batch_tokens))
+        data = replace(self.data, fingerprint=fingerprint)
+        return replace(self, model=model, data=data, tokens=steps * self.batch_tokens, flops=None)
+
+    @property
+    def resolved(self) -> bool:
+        return bool(self.data.fingerprint)
+
+    @property
+    def steps(self) -> int:
+        assert self.tokens is not None, "only a resolved run knows its number of steps"
+        return max(1, round(self.tokens / self.batch_tokens))
+
+    @property
+    def rows(self) -> int:
+        """Sequences in one optimizer step, over all workers."""
+        return self.batch_tokens // self.model.context
+
+    @property
+    def training_flops(self) -> int:
+        """Exact FLOPs of the whole run: forward and backward, attention and head included."""
+        return self.steps * self.batch_tokens * self.model.flops_per_token().training
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits: the hash of all that the run's numbers depend on.
+
+        Raises AssertionError on a run that is not resolved: its content is not known yet.
+        """
+        assert self.resolved, "only a resolved run has an identity"
+        content = self.as_json()
+        del content["checkpoints"], content["data"]["source"]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `model` carries the architecture's name as `kind`."""
+        values = asdict(self)
+        values["model"] = {"kind": self.model.name, **values["model"]}
+        values["objective"] = {"kind": type(self.objective).__name__.lower(), **values["objective"]}
+        return values
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], zoo: Mapping[str, type[Config]]) -> Run:
+        """The run that `as_json` wrote. Raises ValueError that names what is unknown, and where."""
+        values = {**values, "model": dict(values["model"]), "objective": dict(values["objective"])}
+        kind = values["model"].pop("kind", None)
+        if kind not in zoo:
+            raise ValueError(f"model.kind is {kind!r}; known models: {', '.join(sorted(zoo))}")
+        values["objective"].pop("kind", None)
+        values["model"] = _build(zoo[kind], values["model"], "model")
+        run: Run = _build(Run, values, "run")
+        return run
+
+
+def override(run: Run, path: str, text: str) -> Run:
+    """The run with the field at `path` ("optimizer.lr", "data") set to what `text` says.
+
+    Raises ValueError that names the path, the value, and what is allowed.
+    """
+    changed: Run = _override(run, path.split("."), text, path)
+    return changed
+
+
+def _override(value: Any, names: list[str], text: str, path: str) -> Any:
+    name, *rest = names
+    known = {field.name for field in fields(value)}
+    if name not in known:
+        raise ValueError(
+            f"--set {path}: {type(value).__name__} has no field {name!r}; "
+            f"it has {', '.join(sorted(known))}"
+        )
+    current = getattr(value, name)
+    if not rest and is_dataclass(current) and hasattr(current, "SHORTHAND"):
+        rest = [current.SHORTHAND]
+    if rest and not is_dataclass(current):
+        raise ValueError(f"--set {path}: {name!r} is a plain value and has no field {rest[0]!r}")
+    if rest:
+        return replace(value, **{name: _override(current, rest, text, path)})
+    if is_dataclass(current):
+        inner = ", ".join(f"{path}.{field.name}" for field in fields(current))
+        raise ValueError(f"--set {path}: name one of its fields: {inner or 'it has none'}")
+    changes = {name: _parse(get_type_hints(type(value))[name], text, path)}
+    if isinstance(value, Run) and name in ("tokens", "flops"):
+        changes = {"tokens": None, "flops": None, **changes}
+    return replace(value, **changes)
+
+
+def _parse(kind: Any, text: str, path: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError  # heavy, and only needed for overrides
+
+    adapter = TypeAdapter(kind)
+    try:
+        if text[:1] in "[{":
+            return adapter.validate_json(text)
+        return adapter.validate_strings(text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ValueError(f"--set {path}: {text!r} does not fit: {reason}") from None
+
+
+def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from plain values, nested ones and tuples restored."""
+    hints = get_type_hints(kind)
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{where}.{unknown[0]} is unknown; {where} has {', '.join(sorted(known))}")
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if isinstance(value, Mapping):
+            value = _build(hint, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return kind(**arguments)
+
+
+def _check(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
