@@ -1,0 +1,126 @@
+"""How close is the training loop to what its arithmetic costs anyway?
+
+The floor is measured, not assumed: while a model takes one step, every matrix product and every attention
+kernel that torch dispatches is recorded with its operands; replaying just those calls is the least any
+implementation of the same step could do with the same kernels. Between two steps of the real loop (data
+loader, optimizer, clipping and reporting included) the floor is replayed once, so that each ratio is a
+pair taken within seconds. CPU time of one thread.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from isoflop import objectives
+from isoflop.data.loader import Batches
+from isoflop.data.shards import TokenFile, write
+from isoflop.run import AdamW, Evaluation, Run, Text
+from isoflop.training.distributed import Ranks
+from isoflop.training.evaluate import HeldOut
+from isoflop.training.loop import Hooks, Inputs, Record, train
+from models import ZOO
+from models.interface import Config
+
+# width, depth, heads, context, vocabulary, tokens per step: sizes at which peers were measured
+SHAPES = {
+    "4 x 128": (128, 4, 4, 128, 256, 4096),
+    "6 x 256": (256, 6, 8, 256, 4096, 2048),
+    "8 x 512": (512, 8, 8, 256, 8192, 1024),
+}
+Call = Callable[[], Any]
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the calls that do a step's arithmetic: matrix products and fused attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name in ("mm", "addmm", "bmm", "baddbmm") or "scaled_dot_product" in name:
+            self.calls.append(lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def floor(run: Run) -> list[Call]:
+    """The matrix products and attention kernels of one forward and backward pass of the run."""
+    model = run.model.build()
+    ids = torch.randint(run.model.vocab, (run.rows, run.model.context))
+    with _Recorder() as recorder:
+        objectives.build(run.objective).loss(model, ids, ids).backward()  # type: ignore[no-untyped-call]
+    return recorder.calls
+
+
+def config(kind: type[Config], shape: str) -> tuple[Config, int]:
+    """A model of the zoo in one of the shapes, and the tokens of a step."""
+    width, depth, heads, context, vocab, tokens = SHAPES[shape]
+    fields: dict[str, Any] = {"width": width, "depth": depth, "heads": heads}
+    return kind(context=context, vocab=vocab, **fields), tokens
+
+
+def measure(kind: type[Config], shape: str, steps: int) -> tuple[float, list[float]]:
+    """(tokens per CPU second of the loop, floor / loop per step) over `steps` steps after two to warm."""
+    model, batch_tokens = config(kind, shape)
+    run = Run(
+        model=model,
+        optimizer=AdamW(lr=1e-3),
+        batch_tokens=batch_tokens,
+        tokens=batch_tokens * (steps + 3),
+        data=Text(fingerprint="benchmark"),
+        evaluation=Evaluation(tokens=model.context, times=1),
+    )
+    calls, clock = floor(run), time.process_time
+    pairs: list[tuple[float, float]] = []
+    left = clock()
+
+    def report(records: list[Record]) -> None:
+        nonlocal left
+        loop, began = clock() - left, clock()
+        with torch.no_grad():
+            for call in calls:
+                call()
+        pairs.append((clock() - began, loop))
+        left = clock()
+
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = _inputs(run, Path(folder))
+        train(run, inputs, Ranks(), Path(folder) / "checkpoints", Hooks(report=report))
+    kept = pairs[3 : 3 + steps - 1]  # the first is step 0, then two to warm; the last evaluates
+    speed = batch_tokens / statistics.median(loop for _, loop in kept)
+    return speed, [low / loop for low, loop in kept]
+
+
+def _inputs(run: Run, folder: Path) -> Inputs:
+    context, vocab = run.model.context, run.model.vocab
+    ids = np.random.default_rng(0).integers(vocab, size=200_000).astype(np.uint16)
+    write(folder, "train", [ids], np.uint16)
+    batches = Batches(TokenFile.open(folder, "train"), context=context, rows=run.rows, seed=0)
+    window = torch.zeros((1, context), dtype=torch.long)
+    return Inputs(batches=batches, held_out=HeldOut(window, window, context))
+
+
+def show(names: list[str] | None, steps: int) -> int:
+    """Print the table for the named models of the zoo (all by default)."""
+    for name in names or ():
+        if name not in ZOO:
+            raise ValueError(f"--model {name}: known models are {', '.join(ZOO)}")
+    torch.set_num_threads(1)
+    print("training loop against its matrix products and attention, one thread, float32, CPU time")
+    print(f"{'model':<8} {'shape':<8} {'tokens / CPU s':>15} {'floor / loop':>13} {'(quartiles)':>15}")
+    for name in names or ZOO:
+        for shape in SHAPES:
+            speed, ratios = measure(ZOO[name], shape, steps)
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            print(f"{name:<8} {shape:<8} {speed:15,.0f} {middle:13.2f} {f'({low:.2f}-{high:.2f})':>15}")
+    return 0

@@ -1,0 +1,343 @@
+"""What does a study's command do? Prepare the text, resolve the runs, then plan, train or report.
+
+A `Campaign` is a study made concrete on one machine: its text prepared, every point a resolved run with a
+folder of its own. Results lie under the storage folder:
+
+    data/                    prepared text, shared by all studies
+    mlflow.db, mlartifacts/  the tracking store, unless a server is named
+    <study>/runs/<identity>/ one folder per run (see orchestration.job)
+    <study>/runs.parquet     the run table
+    <study>/report.html      and figures/
+
+Whatever has a final result is never run again, so the same command resumes, extends and re-reports.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from isoflop import record, tracking
+from isoflop.data.prepare import Prepared, prepare
+from isoflop.orchestration.job import FINAL, Job, execute, result
+from isoflop.progress import Progress, duration
+from isoflop.run import Run, Text
+from isoflop.study import Point, Study, UserError, build
+from isoflop.training.distributed import Ranks
+from isoflop.training.loop import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where a study runs and keeps its results; never part of a run's identity."""
+
+    storage: Path
+    tracking: str | None = None
+    address: str | None = None
+    workers: int = 1
+    at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking or f"sqlite:///{(self.storage / 'mlflow.db').absolute()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """A study on a machine: all its jobs, and those that this command was asked for."""
+
+    study: Study
+    machine: Machine
+    jobs: list[Job]  # every point of the study, under this command's overrides
+    chosen: list[Job]  # those that --only keeps
+
+    @property
+    def folder(self) -> Path:
+        return self.machine.storage / self.study.name
+
+    @staticmethod
+    def prepare(
+        study: Study,
+        machine: Machine,
+        points: Sequence[Point],
+        overrides: Sequence[str],
+        quiet: bool = False,
+    ) -> Campaign:
+        """Read and tokenize the text (cached), resolve every run. Raises UserError before any training."""
+        try:
+            runs = [(point, build(study, point, overrides)) for point in study.points]
+            if machine.tracking:
+                tracking.check(machine.tracking)
+            say = (lambda text: None) if quiet else print
+            texts = {run.data for _, run in runs}
+            prepared = {text: prepare(text, machine.storage / "data", say) for text in texts}
+            jobs = [_job(study, machine, point, run, prepared[run.data]) for point, run in runs]
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from error
+        wanted = [job for job in jobs if job.axes in points]
+        return Campaign(
+            study=study, machine=machine, jobs=_distinct(jobs), chosen=_distinct(wanted)
+        )
+
+    def plan(self) -> None:
+        """Print every run that is left to do, and what all of them cost; start nothing."""
+        from isoflop.plan import show
+
+        show(self.chosen, record.unfinished(self.chosen), self.machine.workers, self.machine.at_once)
+
+    def smoke(self) -> None:
+        """Two steps of the smallest point, in this process, in a folder that is thrown away."""
+        import tempfile
+
+        smallest = min(self.chosen, key=lambda job: job.run.training_flops)
+        short = replace(smallest.run, tokens=2 * smallest.run.batch_tokens)
+        with tempfile.TemporaryDirectory() as folder:
+            job = replace(smallest, run=short, folder=Path(folder), stop_file=Path(folder) / "stop")
+            values = execute(job, Ranks(), lambda records: None)
+        if values["status"] == "failed":
+            raise RuntimeError(values["traceback"])
+        print(
+            f"{smallest.label}: two steps, held-out loss {values['loss']:.3f} nats per token, "
+            f"{values['seconds']:.1f} s. The study is ready to run."
+        )
+
+    def report(self) -> str:
+        """Analyse what there is, write the run table and the report; the verdict in words."""
+        from isoflop import report
+
+        table = record.table(self.jobs)
+        record.save(table, self.folder / "runs.parquet")
+        analysis, page = report.build(
+            self.folder,
+            name=self.study.name,
+            question=self.study.question,
+            table=table,
+            curves=record.curves(self.jobs),
+            rollouts=record.rollouts(self.jobs),
+            family=f"axis.{self.study.family}",
+            budget=f"axis.{self.study.budget}",
+        )
+        text: str = analysis.verdict.text
+        print(f"\n{text}\n\nreport  {page}")
+        return text
+
+    def go(self) -> int:
+        """Train what has no result yet, then report. Returns the exit status."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(self.folder), _stoppable(self.folder / "stop"):
+            left = record.unfinished(self.chosen)
+            if left:
+                stopped = self._train(left)
+                if stopped:
+                    print("stopped; the same command goes on from here")
+                    return 130
+            else:
+                print(f"all {len(self.chosen)} runs have finished before; nothing to train")
+                self.report()
+        failures = [job for job in self.chosen if _status(job) == "failed"]
+        for job in failures:
+            print(f"failed: {job.label}: {(result(job.folder) or {}).get('error')}")
+        return 1 if failures else 0
+
+    def _train(self, left: list[Job]) -> bool:
+        """Carry out the jobs with tracking and progress. True if the study was stopped."""
+        from isoflop.orchestration.cluster import cluster
+        from isoflop.orchestration.points import run_points, slots
+
+        began = time.monotonic()
+        done = len(self.chosen) - len(left)
+        tracker = tracking.Tracker(
+            self.machine.tracking_uri, self.study.name, self.machine.storage / "mlartifacts"
+        )
+        warm = ThreadPoolExecutor(1).submit(_import_report)  # while Ray's processes start
+        try:
+            with cluster(self.machine.address) as resources:
+                share = slots(resources, self.machine.workers, self.machine.at_once)
+                print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
+                progress = Progress(left, done)
+                with progress:
+                    watcher = _Both(progress, _Tracked(tracker))
+                    run_points(left, share, self.folder / "ray", watcher)
+                self._stop_missing(left, progress)
+        finally:
+            warm.result()
+        if (self.folder / "stop").exists():
+            tracker.close()
+            return True
+        print(_spent(self.chosen, time.monotonic() - began, share.at_once))
+        self.report()
+        self._track_study(tracker)
+        return False
+
+    def _stop_missing(self, left: list[Job], progress: Progress) -> None:
+        """A run that Ray gave up without a word is a failure, said aloud."""
+        from isoflop.orchestration.points import failed
+
+        if (self.folder / "stop").exists():
+            return
+        for job in left:
+            if result(job.folder) is None:
+                progress.ended(job, failed(job, "Ray ended it without a result"))
+
+    def _track_study(self, tracker: tracking.Tracker) -> None:
+        """The study as an MLflow run of its own, and the links that open everything."""
+        key = f"study:{self.study.name}"
+        tracker.start(key, f"study {self.study.name}", {"runs": len(self.jobs)}, {"isoflop.kind": "study"})
+        tracker.end(
+            key, "finished", {"question": self.study.question},
+            [self.folder / "report.html", self.folder / "figures", self.folder / "runs.parquet"],
+        )  # fmt: skip
+        try:
+            tracker.close()
+        except RuntimeError as error:
+            print(f"warning: {error}; the runs and the report are complete without it")
+            return
+        print(f"runs    {self._links(tracker)}")
+
+    def _links(self, tracker: tracking.Tracker) -> str:
+        server = self.machine.tracking or "http://127.0.0.1:5000"
+        keys = [job.run.identity for job in self.jobs]
+        found = tracker.links(server, keys) if server.startswith("http") else {}
+        lines = [f"{name:<8}{link}" for name, link in found.items()]
+        if not self.machine.tracking:
+            lines.insert(0, f"isoflop ui {self.machine.storage}   starts MLflow for these links:")
+        return "\n        ".join(lines)
+
+
+def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepared) -> Job:
+    resolved = run.resolve(vocab=prepared.vocab, fingerprint=prepared.fingerprint)
+    need = resolved.model.context + 1
+    for split, tokens in (
+        ("training", prepared.train_tokens),
+        ("validation", prepared.validation_tokens),
+    ):
+        if tokens < need:
+            raise ValueError(
+                f"the {split} text has {tokens} tokens, fewer than the {need} of one window; "
+                "use more text or a smaller model.context"
+            )
+    folder = machine.storage / study.name
+    return Job(
+        study=study.name,
+        run=resolved,
+        axes=point,
+        folder=(folder / "runs" / resolved.identity).absolute(),
+        prepared=prepared,
+        stop_file=(folder / "stop").absolute(),
+    )
+
+
+def _distinct(jobs: list[Job]) -> list[Job]:
+    """Overrides can make two points the same run; it is trained once."""
+    return list({job.run.identity: job for job in jobs}.values())
+
+
+def _status(job: Job) -> str:
+    return str((result(job.folder) or {}).get("status", "missing"))
+
+
+def _import_report() -> None:
+    """The report's libraries take seconds to import."""
+    from isoflop import report  # noqa: F401
+
+
+def _spent(jobs: list[Job], wall: float, at_once: int) -> str:
+    """One line on where the time went: training, evaluation, capture, and everything else."""
+    results = [result(job.folder) or {} for job in jobs]
+    parts = {
+        name: sum(values.get(f"{key}seconds") or 0.0 for values in results)
+        for name, key in (("training", ""), ("evaluation", "evaluation_"), ("rollouts", "capture_"))
+    }
+    shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
+    capture = parts["rollouts"] / max(1e-9, parts["training"])
+    return f"done in {duration(wall)} ({shares} of processor time; rollouts {capture:.1%} of training)"
+
+
+class _Both:
+    """Two watchers as one."""
+
+    def __init__(self, *watchers: Any) -> None:
+        self.watchers = watchers
+
+    def started(self, job: Job) -> None:
+        for watcher in self.watchers:
+            watcher.started(job)
+
+    def progressed(self, job: Job, records: list[Record]) -> None:
+        for watcher in self.watchers:
+            watcher.progressed(job, records)
+
+    def ended(self, job: Job, result: dict[str, Any]) -> None:
+        for watcher in self.watchers:
+            watcher.ended(job, result)
+
+
+class _Tracked:
+    """Passes what happens on to the tracker."""
+
+    def __init__(self, tracker: tracking.Tracker) -> None:
+        self.tracker = tracker
+
+    def started(self, job: Job) -> None:
+        described = record.described(job.run, job.prepared.train_tokens)
+        tags = {"isoflop.kind": "run", "isoflop.study": job.study}
+        self.tracker.start(job.run.identity, job.label, {**described, **job.axes}, tags)
+
+    def progressed(self, job: Job, records: list[Record]) -> None:
+        self.tracker.log(job.run.identity, records)
+
+    def ended(self, job: Job, result: dict[str, Any]) -> None:
+        summary = {name: result.get(name) for name in record.RESULTS}
+        files = [job.folder / name for name in ("run.json", "result.json", "rollouts")]
+        if result.get("error"):
+            summary["error"] = result["error"]
+        self.tracker.end(job.run.identity, result["status"], summary, files)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two drivers on one study would train the same runs; the second is told so."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"another process is running this study in {folder}; wait for it") from None
+
+
+@contextmanager
+def _stoppable(stop_file: Path) -> Iterator[None]:
+    """Ctrl-C or a termination asks the running points to save and end; a second one ends at once."""
+    stop_file.unlink(missing_ok=True)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop_file.exists():
+            raise KeyboardInterrupt
+        stop_file.touch()
+        print("\nstopping: the running points write a checkpoint (again to end at once)", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file.unlink(missing_ok=True)
+
+
+__all__ = ["FINAL", "Campaign", "Machine", "Text"]

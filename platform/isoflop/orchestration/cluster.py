@@ -1,0 +1,84 @@
+"""Where do the points run? On a Ray cluster: this machine's own, started for the study, or a standing one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import isoflop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a cluster has to give, as Ray counts it."""
+
+    cpus: int
+    gpus: int
+
+
+# Ray reads these when it starts; facts behind each in the comment.
+ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` workers would each start through uv again
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2 s: as long as a small run
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # default 60 s: too short for a loaded laptop
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the announced new default; else a warning per start
+}
+
+
+@contextmanager
+def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]:
+    """Join the cluster at `address` ("auto": the one on this machine), or start a local one with
+    `cpus` processors and end it afterwards. Token authentication is Ray's default and stays on.
+
+    Raises ValueError if nothing answers at `address`.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        _start(cpus, options)
+    else:
+        try:
+            ray.init(address=address, runtime_env=_shipped(), **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
+    try:
+        found = ray.cluster_resources()
+        yield Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def _start(cpus: int | None, options: dict[str, Any]) -> None:
+    """A local cluster; once more if the machine was too loaded for Ray's fixed 30 s of patience."""
+    import ray
+
+    for attempt in (1, 2):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
+
+
+def _shipped() -> dict[str, Any]:
+    """A cluster elsewhere gets this checkout's code, so that driver and workers agree. Modules, never
+    the checkout as a whole: its folder platform/ is a source root and not importable."""
+    import models
+
+    packages = [isoflop.__file__, models.__file__]
+    return {
+        "py_modules": [str(Path(str(file)).parent) for file in packages],
+        "env_vars": {k: v for k, v in ENVIRONMENT.items() if k.startswith("RAY_TRAIN")},
+    }

@@ -1,0 +1,232 @@
+"""How are many runs carried out side by side? As Ray Tune trials, each in one of two ways.
+
+One worker: the run trains inside its trial. Trials are functions in reused processes (`reuse_actors`), one
+core and one thread each, as many at once as there are cores or GPUs: a further trial costs a fraction of a
+second, where a fresh process would cost the import of torch, and a nested start tens of seconds.
+
+Several workers: the trial starts a Ray Train TorchTrainer and computes nothing itself.
+
+Either way the same `execute` runs, and what it reports reaches the `Watcher` in the driver. A process that
+dies is started again by Ray and goes on from the run's own checkpoint; Tune's and Train's stores hold
+nothing that a study needs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from isoflop.orchestration.cluster import Resources
+from isoflop.orchestration.job import Job, execute, result
+from isoflop.training.checkpoint import write_json
+from isoflop.training.distributed import Ranks
+from isoflop.training.loop import Record
+
+RESTARTS = 3  # of one run whose process died
+REPORT_SECONDS = 1.0  # a report makes the trial wait for Tune's loop, so not every record at once
+GRACE_SECONDS = 20.0  # for running points to write a checkpoint when the study is stopped
+
+
+class Watcher(Protocol):
+    """Hears in the driver what happens to the jobs. Must be quick: Tune's loop waits for it."""
+
+    def started(self, job: Job) -> None: ...
+    def progressed(self, job: Job, records: list[Record]) -> None: ...
+    def ended(self, job: Job, result: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """How many points run at once, and what each gets."""
+
+    workers: int  # processes of one run
+    at_once: int
+    gpu: bool
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray reserves for one worker."""
+        return {"CPU": 1, "GPU": 1} if self.gpu else {"CPU": 1}
+
+
+def slots(resources: Resources, workers: int, at_once: int | None) -> Slots:
+    """As many points at once as fit. Raises ValueError if not even one does."""
+    gpu = resources.gpus > 0
+    units = resources.gpus if gpu else resources.cpus
+    kind = "GPUs" if gpu else "cores"
+    if workers > units:
+        raise ValueError(f"--workers {workers} needs {workers} {kind}; the cluster has {units}")
+    return Slots(workers=workers, at_once=min(at_once or units, units // workers), gpu=gpu)
+
+
+def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> None:
+    """Carry out the jobs, biggest first so that no long one is left for the end.
+
+    Returns when all have ended or the study's stop file has appeared. `store` is scratch space.
+    """
+    _tune_environment()
+    from ray import tune
+
+    jobs = sorted(jobs, key=lambda job: -job.run.training_flops)
+    by_name = {job.run.identity: job for job in jobs}
+    if slots.workers == 1:
+        trial = tune.with_resources(tune.with_parameters(_train_here, jobs=by_name), slots.bundle)
+    else:
+        # Zero CPUs: the trial only waits for its workers, and reserving a core for it would leave
+        # too few for them, which Ray Train would retry for ever. The node resource makes it valid.
+        bundle = {"CPU": 0, "node:__internal_head__": 0.001}
+        arguments = {"jobs": by_name, "slots": slots, "store": store}
+        trial = tune.with_resources(tune.with_parameters(_train_group, **arguments), bundle)
+    listener, stopper = _observers(by_name, watcher, jobs[0].stop_file)
+    tune.Tuner(
+        trial,
+        param_space={"run": tune.grid_search(list(by_name))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=slots.at_once, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"{os.getpid()}-{int(time.time())}",
+            storage_path=str(store.absolute()),
+            verbose=0,
+            callbacks=[listener],
+            stop=stopper,
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+        ),
+    ).fit()
+
+
+def _tune_environment() -> None:
+    """Tune's own files, handlers and prints are off: the study keeps its record and its signals."""
+    for name, value in {
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ray issue 50358: it would swallow the study's own
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
+    """The trial of a run with one worker: trains in this very process."""
+    import torch
+    from ray import tune
+
+    job = jobs[config["run"]]
+    if job.stop_file.exists():
+        return tune.report({"result": {"status": "stopped"}})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    report = _Buffered(lambda records: tune.report({"records": records}))
+    values = execute(job, Ranks(device=device), report)
+    tune.report({"records": report.take(), "result": values})
+
+
+def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, store: Path) -> None:
+    """The trial of a run with several workers: a Ray Train group does the work."""
+    from ray import train, tune
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    job = jobs[config["run"]]
+    try:
+        TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": job},
+            scaling_config=train.ScalingConfig(
+                num_workers=slots.workers, use_gpu=slots.gpu, resources_per_worker=slots.bundle
+            ),
+            run_config=train.RunConfig(
+                # New for each start: the run's own checkpoints say where to go on, not Train's.
+                name=f"{config['run']}-{time.time_ns()}",
+                storage_path=str(store.absolute()),
+                callbacks=[TuneReportCallback()],
+                failure_config=train.FailureConfig(
+                    max_failures=RESTARTS,
+                    controller_failure_limit=3,  # the default retries for ever
+                ),
+            ),
+        ).fit()
+    except train.TrainingFailedError as error:
+        failed(job, f"{type(error).__name__}: {error}")
+    tune.report({"records": [], "result": result(job.folder) or failed(job, "workers vanished")})
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """One rank of a run in a Ray Train group. Every rank reports, since Train waits for all."""
+    from ray import train
+    from ray.train.torch import get_device
+
+    context = train.get_context()
+    ranks = Ranks(
+        rank=context.get_world_rank(), world=context.get_world_size(), device=str(get_device())
+    )
+    execute(config["job"], ranks, lambda records: train.report({"records": records}))
+
+
+class _Buffered:
+    """Passes records on at most once per `REPORT_SECONDS`."""
+
+    def __init__(self, send: Callable[[list[Record]], None]) -> None:
+        self.send, self.waiting, self.sent = send, list[Record](), time.monotonic()
+
+    def __call__(self, records: list[Record]) -> None:
+        self.waiting.extend(records)
+        if time.monotonic() - self.sent >= REPORT_SECONDS:
+            self.send(self.take())
+
+    def take(self) -> list[Record]:
+        taken, self.waiting, self.sent = self.waiting, [], time.monotonic()
+        return taken
+
+
+def failed(job: Job, error: str) -> dict[str, Any]:
+    """Write down that a job's processes died too often, and return that result."""
+    values = {"status": "failed", "error": error.splitlines()[0][:500], "traceback": error}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_json(job.folder / "result.json", values)
+    return values
+
+
+def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple[Any, Any]:
+    """A Tune callback that speaks of jobs, and a stopper that ends the experiment once the stop file is
+    there and the running points have saved. Built here so that importing this file imports no Ray."""
+    from ray import tune
+
+    running: set[str] = set()
+
+    class Listener(tune.Callback):  # type: ignore[misc]
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            running.add(trial.trial_id)
+            watcher.started(jobs[trial.config["run"]])
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            job = jobs[trial.config["run"]]
+            if result.get("records"):
+                watcher.progressed(job, result["records"])
+            if "result" in result:
+                running.discard(trial.trial_id)
+                watcher.ended(job, result["result"])
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            job = jobs[trial.config["run"]]
+            running.discard(trial.trial_id)
+            watcher.ended(job, failed(job, f"its process died more than {RESTARTS} times"))
+
+    class Stopper(tune.Stopper):  # type: ignore[misc]
+        seen: float | None = None
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            if self.seen is None and stop_file.exists():
+                self.seen = time.monotonic()
+            if self.seen is None:
+                return False
+            return not running or time.monotonic() - self.seen > GRACE_SECONDS
+
+    return Listener(), Stopper()

@@ -1,0 +1,117 @@
+"""What has a study recorded so far? One row per run: the source of every fit, figure and report.
+
+Rows come from the run folders, so a run that failed, or has not been started, has its row too. MLflow
+holds the same numbers for looking at; nothing is ever read back from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.orchestration.job import FINAL, Job, result
+from isoflop.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS = ("loss", "best_loss", "bits_per_byte", "train_loss", "seconds", "tokens_per_second")
+
+
+def described(run: Run, unique_tokens: int) -> dict[str, Any]:
+    """What is known of a resolved run before it starts: sizes, tokens, FLOPs by three conventions.
+
+    Everything is a flat number or string, comparable between runs.
+    """
+    assert run.tokens is not None
+    count, tokens = run.model.parameters(), run.tokens
+    shape = {f"model.{k}": v for k, v in asdict(run.model).items() if v is not None}
+    return {
+        "model": run.model.name,
+        **shape,
+        **{f"params_{name}": size for name, size in asdict(count).items()},
+        "tokens": tokens,
+        "unique_tokens": unique_tokens,
+        "epochs": tokens / unique_tokens,
+        "steps": run.steps,
+        "batch_tokens": run.batch_tokens,
+        "learning_rate": run.optimizer.lr,
+        "seed": run.seed,
+        "tokenizer": run.data.tokenizer,
+        "text": run.data.fingerprint,
+        "flops": float(run.training_flops),
+        "flops_6nd_all": 6.0 * count.all * tokens,
+        "flops_6nd_without_embeddings": 6.0 * count.without_embeddings * tokens,
+    }
+
+
+def table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per job, whatever became of it (`status`: finished, diverged, failed, stopped, missing)."""
+    import pandas as pd
+
+    return pd.DataFrame([_row(job) for job in jobs])
+
+
+def _row(job: Job) -> dict[str, Any]:
+    ended = result(job.folder) or {"status": "missing"}
+    return {
+        "run": job.run.identity,
+        "label": job.label,
+        "study": job.study,
+        "status": ended["status"],
+        "error": ended.get("error"),
+        **{f"axis.{name}": value for name, value in job.axes.items()},
+        **described(job.run, job.prepared.train_tokens),
+        **{name: ended.get(name) for name in RESULTS},
+        "capture_seconds": ended.get("capture_seconds"),
+        "evaluation_seconds": ended.get("evaluation_seconds"),
+        "started": ended.get("started"),
+        "ended": ended.get("ended"),
+        "device": ended.get("device"),
+        "workers": ended.get("workers"),
+        "host": ended.get("host"),
+        **ended.get("rollouts", {}),
+    }
+
+
+def curves(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:
+    """Every logged record of each run that has any, by identity; NaN where a metric was not measured."""
+    import pandas as pd
+
+    histories = {job.run.identity: _history(job.folder) for job in jobs}
+    return {run: pd.DataFrame(history) for run, history in histories.items() if history}
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """Of the whole run, or of an unfinished one up to its newest checkpoint."""
+    if (folder / "history.json").exists():
+        history: list[dict[str, float]] = json.loads((folder / "history.json").read_text())
+        return history
+    states = sorted(folder.glob("checkpoints/step-*/state.json"))
+    return json.loads(states[-1].read_text())["progress"]["history"] if states else []
+
+
+def rollouts(jobs: Sequence[Job]) -> pd.DataFrame:
+    """All captured rows of all runs; an empty frame if there are none."""
+    import pandas as pd
+
+    from isoflop.rollouts.capture import read
+
+    parts = [read(job.folder / "rollouts") for job in jobs if (job.folder / "rollouts").is_dir()]
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def save(frame: pd.DataFrame, path: Path) -> None:
+    """As parquet, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    frame.to_parquet(partial)
+    partial.replace(path)
+
+
+def unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that have no final result: what a command still has to run."""
+    return [job for job in jobs if (result(job.folder) or {}).get("status") not in FINAL]

@@ -1,0 +1,228 @@
+"""Where do people look at runs? In MLflow; this is the only file that imports it.
+
+The study's own run table is the record; MLflow is the viewer. So nothing waits for it: a `Tracker` takes
+records at once and a thread of its own imports mlflow (seconds of CPU), creates the store, and writes in
+batches. One process of a study tracks, its driver: SQLite takes one writer well and several badly.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+Record = Mapping[str, float]
+
+BATCH = 1_000  # metrics per call: MLflow's own limit, and 40 times cheaper than one by one
+FLUSH_SECONDS = 5.0
+STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+def check(uri: str) -> None:
+    """Raise ValueError with one clear sentence if nothing can be tracked at `uri`."""
+    if uri.startswith(("http://", "https://")):
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            raise ValueError(f"no MLflow server answers at {uri} ({reason})") from None
+    if not uri.startswith(("sqlite:///", "postgresql", "mysql")):
+        raise ValueError(
+            f"--tracking is {uri!r}; it must be the URL of an MLflow server (http://...) or of a "
+            "database (sqlite:///file.db); MLflow no longer takes plain folders"
+        )
+
+
+class Tracker:
+    """Writes one experiment (a study) to MLflow from a thread. No method blocks except `close`."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+        self.uri = uri
+        self._queue: queue.SimpleQueue[Callable[[_Writer], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._work, args=(experiment, artifacts), name="tracking", daemon=True
+        )
+        self.error: BaseException | None = None
+        self.experiment_id: str | None = None
+        self._ready = threading.Event()
+        self._thread.start()
+
+    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Open the run that `key` (a run's identity) stands for, or create it."""
+        self._queue.put(lambda writer: writer.start(key, name, params, tags))
+
+    def log(self, key: str, records: list[dict[str, float]]) -> None:
+        """Records with "step" and any metrics; NaN and infinity are MLflow's to show."""
+        self._queue.put(lambda writer: writer.log(key, records))
+
+    def end(
+        self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]
+    ) -> None:
+        """Final values, files, and the status in MLflow's words."""
+        self._queue.put(lambda writer: writer.end(key, status, summary, artifacts))
+
+    def close(self, timeout: float = 120.0) -> None:
+        """Wait until everything is written. Raises RuntimeError if the store failed."""
+        self._queue.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise RuntimeError(f"MLflow at {self.uri} did not take the records within {timeout:.0f} s")
+        if self.error is not None:
+            raise RuntimeError(f"MLflow at {self.uri} failed: {self.error}") from self.error
+
+    def links(self, server: str, keys: list[str]) -> dict[str, str]:
+        """Where an MLflow server at `server` shows this study: its runs, charts, and comparison."""
+        ids = [self._runs[key] for key in keys if key in self._runs]
+        return links(server, str(self.experiment_id), ids)
+
+    def _work(self, experiment: str, artifacts: Path) -> None:
+        try:
+            writer = _Writer(self.uri, experiment, artifacts)
+            self.experiment_id = writer.experiment
+            self._runs = writer.runs
+            self._ready.set()
+            self._drain(writer)
+        except Exception as error:  # kept for close(): tracking must never end a training
+            self.error = error
+            self._ready.set()
+
+    def _drain(self, writer: _Writer) -> None:
+        while True:
+            try:
+                call = self._queue.get(timeout=FLUSH_SECONDS)
+            except queue.Empty:
+                writer.flush()
+                continue
+            if call is None:
+                writer.flush()
+                return
+            call(writer)
+
+
+def links(server: str, experiment: str, runs: list[str]) -> dict[str, str]:
+    """Deep links into MLflow's pages. `workflowType` matters: without it new visitors land on an empty
+    page about traces."""
+    base = f"{server.rstrip('/')}/#"
+    found = {
+        "runs": f"{base}/experiments/{experiment}/runs?workflowType=machine_learning",
+        "charts": f"{base}/experiments/{experiment}/runs"
+        "?workflowType=machine_learning&compareRunsMode=CHART",
+    }
+    if len(runs) > 1:
+        chosen, experiments = quote(json.dumps(runs)), quote(json.dumps([experiment]))
+        found["compare"] = (
+            f"{base}/compare-runs?runs={chosen}&experiments={experiments}"
+            "&workflowType=machine_learning"
+        )
+    return found
+
+
+class _Writer:
+    """The calls to MLflow, on the tracking thread alone."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in ("alembic", "mlflow"):  # a page of schema migrations on first use
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            remote = uri.startswith("http")
+            location = None if remote else (artifacts / experiment).absolute().as_uri()
+            self.experiment = str(
+                self.client.create_experiment(experiment, artifact_location=location)
+            )
+        else:
+            self.experiment = str(found.experiment_id)
+        self.runs: dict[str, str] = {}
+        self.pending: dict[str, list[dict[str, float]]] = {}
+        self.flushed = time.monotonic()
+
+    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        found = self.client.search_runs(
+            [self.experiment], f"tags.`isoflop.identity` = '{key}'", max_results=1
+        )
+        if found:
+            self.runs[key] = found[0].info.run_id
+            self.client.update_run(self.runs[key], status="RUNNING")
+            return
+        everything = {"isoflop.identity": key, **tags}
+        run = self.client.create_run(self.experiment, run_name=name)
+        self.runs[key] = run.info.run_id
+        self.client.log_batch(
+            run.info.run_id,
+            params=[Param(name, str(value)) for name, value in params.items()],
+            tags=[RunTag(name, value) for name, value in everything.items()],
+        )
+
+    def log(self, key: str, records: list[dict[str, float]]) -> None:
+        waiting = self.pending.setdefault(key, [])
+        waiting.extend(records)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        from mlflow.entities import Metric
+
+        for key, records in self.pending.items():
+            now = int(time.time() * 1000)
+            metrics = [
+                Metric(name, float(value), now, int(record["step"]))
+                for record in records
+                for name, value in record.items()
+                if name != "step"
+            ]
+            for start in range(0, len(metrics), BATCH):
+                self.client.log_batch(self.runs[key], metrics=metrics[start : start + BATCH])
+        self.pending.clear()
+        self.flushed = time.monotonic()
+
+    def end(
+        self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]
+    ) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        self.flush()
+        run, now = self.runs[key], int(time.time() * 1000)
+        numbers = {k: float(v) for k, v in summary.items() if isinstance(v, int | float)}
+        texts = {k: v for k, v in summary.items() if isinstance(v, str)}
+        self.client.log_batch(
+            run,
+            metrics=[Metric(name, value, now, 0) for name, value in numbers.items()],
+            tags=[RunTag(name, value[:5000]) for name, value in texts.items()],
+        )
+        for path in artifacts:
+            if path.is_dir():
+                self.client.log_artifacts(run, str(path), path.name)
+            elif path.exists():
+                self.client.log_artifact(run, str(path))
+        self.client.set_terminated(run, STATUS[status])
+
+
+def serve(uri: str, port: int) -> int:
+    """Replace this process by an MLflow server for the store at `uri`, on localhost only.
+
+    Two processes instead of the default ten: no job runners (they serve features unused here), one
+    worker.
+    """
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *arguments]
+    print(f"MLflow for {uri} at http://127.0.0.1:{port}   (Ctrl-C ends it)", flush=True)
+    os.execv(sys.executable, command)

@@ -1,0 +1,133 @@
+"""What does a killed run need in order to go on as if nothing had happened?
+
+A checkpoint is a folder, written under a temporary name and renamed when it is whole:
+
+    model.safetensors       the weights
+    optimizer.safetensors   the optimizer's tensors, named <parameter index>.<name>
+    state.json              step, seconds, history, the resolved run, its identity, its tokenizer
+
+The schedule and the order of the data are functions of (run, step), and every step seeds torch's
+generator from (seed, step, rank): so the step is their whole state. Nothing in here is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+
+from isoflop.run import Run
+from models.interface import Model
+
+KEPT = 2  # the newest, and one before it in case the newest cannot be read
+
+
+@dataclass
+class Progress:
+    """How far a run has come. `history`: one record of metrics per logged step."""
+
+    step: int = 0
+    seconds: float = 0.0  # training only
+    capture_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save(
+    folder: Path, run: Run, progress: Progress, model: Model, optimizer: torch.optim.Optimizer | None
+) -> Path:
+    """Write `folder/step-N`, atomically, and drop all but the newest `KEPT`. Without an optimizer
+    it is a final checkpoint: enough to sample and evaluate, not to go on training."""
+    target = folder / f"step-{progress.step:08d}"
+    partial = folder / f".{target.name}.{os.getpid()}"
+    partial.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(partial / "model.safetensors"))  # stores tied weights once
+    if optimizer is not None:
+        save_file(_flatten(optimizer), partial / "optimizer.safetensors")
+    for file in partial.iterdir():
+        _flush(file)
+    state = {
+        "progress": vars(progress),
+        "identity": run.identity,
+        "run": run.as_json(),
+        "tokenizer": {"name": run.data.tokenizer, "fingerprint": run.data.fingerprint},
+    }
+    write_json(partial / "state.json", state)
+    if target.exists():  # the same step again, after a resume: the same bits
+        shutil.rmtree(target)
+    partial.rename(target)
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def load(
+    folder: Path,
+    run: Run,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    warn: Callable[[str], None] = print,
+) -> Progress:
+    """Bring model and optimizer to the newest checkpoint that can be read; a fresh start if none is.
+
+    Raises ValueError if a readable checkpoint belongs to another run.
+    """
+    for path in _newest_first(folder):
+        try:
+            state = json.loads((path / "state.json").read_text())
+            moments = load_file(path / "optimizer.safetensors")
+            load_file(path / "model.safetensors")  # whole? before the model is touched
+        except (OSError, ValueError, SafetensorError) as error:
+            warn(f"checkpoint {path} cannot be read ({error}); trying the one before it")
+            continue
+        if state["identity"] != run.identity:
+            raise ValueError(f"checkpoint {path} was written by run {state['identity']}")
+        load_model(model, str(path / "model.safetensors"))
+        _unflatten(optimizer, moments)
+        return Progress(**state["progress"])
+    return Progress()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Atomically: a reader sees the old file or the new one, and a crash leaves one of them."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w") as file:
+        json.dump(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    values = optimizer.state_dict()
+    values["state"] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        values["state"].setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(values)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), reverse=True)

@@ -1,0 +1,223 @@
+"""How does a run go from random weights to a result? The one loop of the platform.
+
+    batch(step) -> update -> (log, evaluate, capture, checkpoint at their steps) -> outcome
+
+The loop knows its ranks and a function to report to; whether it runs under plain Python, torchrun, Ray
+Tune or Ray Train is the caller's business. Everything it does between two updates (evaluation, rollout
+capture, checkpoints, reports) leaves the weights and the random numbers of the next update alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from isoflop import objectives
+from isoflop.run import Run
+from isoflop.training import checkpoint, optimizer
+from isoflop.training.checkpoint import Progress
+from isoflop.training.distributed import Ranks, agree, mean, wrap
+from isoflop.training.evaluate import HeldOut, evaluate, points
+from isoflop.training.step import seed_step, update
+from models.interface import Model
+
+Record = dict[str, float]
+Report = Callable[[list[Record]], None]
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the step, split evenly over the ranks."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]: ...
+
+
+class Capture(Protocol):
+    """What looks at the model between two steps and writes down what it does."""
+
+    @property
+    def steps(self) -> tuple[int, ...]: ...
+
+    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that a run reads."""
+
+    batches: Batches
+    held_out: HeldOut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the caller wants from the loop besides the result."""
+
+    report: Report = lambda records: None  # called on every rank, with the records since the last call
+    capture: Capture | None = None
+    stop: Callable[[], bool] = lambda: False  # asked at each log; True ends the run at a checkpoint
+    warn: Callable[[str], None] = print
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended. "stopped" runs go on from their checkpoint; the other two are final."""
+
+    status: Literal["finished", "diverged", "stopped"]
+    progress: Progress = field(repr=False)
+    model: Model = field(repr=False)
+
+
+def log_every(steps: int) -> int:
+    """About 100 records a run, and never more than 50 steps between two looks at the clock."""
+    return min(50, max(1, steps // 100))
+
+
+def train(run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks | None = None) -> Outcome:
+    """Train `run` to its end, from the newest checkpoint in `folder` if there is one.
+
+    The same run gives the same losses to the bit on the same machine, interrupted or not, captured or
+    not; with more ranks it agrees to rounding, since the global batches are the same.
+    """
+    hooks = hooks or Hooks()
+    torch.manual_seed(run.seed)
+    model = run.model.build().to(ranks.device)
+    optim = optimizer.build(model, run.optimizer)
+    progress = checkpoint.load(folder, run, model, optim, hooks.warn)
+    session = _Session(run, inputs, ranks, folder, hooks, model, optim, progress)
+    return session.go()
+
+
+class _Session:
+    """One process's part of one run. Holds what the steps share; `go` is the loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        inputs: Inputs,
+        ranks: Ranks,
+        folder: Path,
+        hooks: Hooks,
+        model: Model,
+        optim: torch.optim.Optimizer,
+        progress: Progress,
+    ) -> None:
+        self.run, self.inputs, self.ranks, self.folder, self.hooks = run, inputs, ranks, folder, hooks
+        self.model, self.optim, self.progress = model, optim, progress
+        self.objective = objectives.build(run.objective)
+        self.evaluations = frozenset(points(run.steps, run.evaluation.times))
+        self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
+        self.losses: list[Tensor] = []
+        self.reported = len(progress.history)
+        self.saved_at = time.monotonic()
+
+    def go(self) -> Outcome:
+        run, progress = self.run, self.progress
+        forward = wrap(self.model, self.ranks)
+        self.model.train()
+        every = log_every(run.steps)
+        if progress.step == 0:
+            self._look({})
+        started = time.perf_counter()
+        while progress.step < run.steps:
+            norm = self._advance(forward)
+            due = progress.step % every == 0 or progress.step == run.steps
+            if not due and progress.step not in self.evaluations | self.captures:
+                continue
+            progress.seconds += time.perf_counter() - started
+            record = self._record(norm)
+            if not math.isfinite(record["train/loss"]):
+                progress.history.append(record)
+                return self._end("diverged")
+            self._look(record)
+            if agree(self.hooks.stop(), self.ranks) and progress.step < run.steps:
+                self._save()
+                return self._end("stopped")
+            self._save_if_due()
+            started = time.perf_counter()
+        return self._end("finished")
+
+    def _advance(self, forward: torch.nn.Module) -> Tensor:
+        step = self.progress.step
+        rate = optimizer.learning_rate(
+            self.run.schedule, step, self.run.steps, self.run.optimizer.lr
+        )
+        optimizer.set_learning_rate(self.optim, rate)
+        seed_step(self.run, step, self.ranks)
+        batch = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
+        loss, norm = update(forward, self.optim, self.objective, batch, self.run, self.ranks.device)
+        self.losses.append(loss)
+        self.progress.step = step + 1
+        return norm
+
+    def _record(self, norm: Tensor) -> Record:
+        step = self.progress.step
+        loss = mean(torch.stack(self.losses).mean(), self.ranks)
+        self.losses.clear()
+        return {
+            "train/loss": loss,
+            "gradient_norm": float(norm),
+            "learning_rate": self.optim.param_groups[0]["lr"],
+            "tokens_per_second": step * self.run.batch_tokens / max(1e-9, self.progress.seconds),
+        }
+
+    def _look(self, record: Record) -> None:
+        """Evaluate and capture if it is time, then keep and report the record."""
+        step, run = self.progress.step, self.run
+        place = {
+            "step": step,
+            "tokens": step * run.batch_tokens,
+            "flops": float(step * run.batch_tokens) * run.model.flops_per_token().training,
+            "seconds": self.progress.seconds,
+        }
+        record = {**place, **record}
+        if step in self.evaluations:
+            record |= self._evaluate()
+        if step in self.captures and self.hooks.capture is not None:
+            record |= self._capture(self.hooks.capture)
+        self.progress.history.append(record)
+        self._report()
+
+    def _evaluate(self) -> Record:
+        started = time.perf_counter()
+        score = evaluate(
+            self.model, self.inputs.held_out, self.objective, self.ranks, self.run.rows
+        )
+        self.progress.evaluation_seconds += time.perf_counter() - started
+        return {"val/loss": score.loss, "val/bits_per_byte": score.bits_per_byte}
+
+    def _capture(self, capture: Capture) -> Record:
+        """Rank 0 captures; the others wait for it in the next collective."""
+        if not self.ranks.leads:
+            return {}
+        started = time.perf_counter()
+        record = capture(self.model, step=self.progress.step, progress=self.progress)
+        self.progress.capture_seconds += time.perf_counter() - started
+        return record
+
+    def _report(self) -> None:
+        self.hooks.report(self.progress.history[self.reported :])
+        self.reported = len(self.progress.history)
+
+    def _save_if_due(self) -> None:
+        due = time.monotonic() - self.saved_at >= self.run.checkpoints.seconds
+        if agree(due, self.ranks):
+            self._save()
+
+    def _save(self, final: bool = False) -> None:
+        if self.ranks.leads:
+            optim = None if final else self.optim
+            checkpoint.save(self.folder, self.run, self.progress, self.model, optim)
+        self.saved_at = time.monotonic()
+
+    def _end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
+        self._report()
+        if status == "finished":
+            self._save(final=True)
+        return Outcome(status=status, progress=self.progress, model=self.model)
