@@ -1,0 +1,123 @@
+"""Does the cache hold what was appended, and nothing else?"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.cache import KeyValueCache
+
+LAYERS, BATCH, HEADS, CAPACITY, SIZE = 2, 3, 2, 7, 4
+
+
+def empty(batch: int = BATCH, capacity: int = CAPACITY) -> KeyValueCache:
+    return KeyValueCache.allocate(
+        layers=LAYERS, batch=batch, heads=HEADS, capacity=capacity, size=SIZE, like=torch.zeros(())
+    )
+
+
+def new_tokens(count: int, seed: int, batch: int = BATCH) -> Tensor:
+    """(2, L, B, H, T, K): keys and values of every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, LAYERS, batch, HEADS, count, SIZE, generator=generator)
+
+
+def fill(cache: KeyValueCache, tokens: Tensor) -> Tensor:
+    """Appends to every layer and advances; what the layers were given back, stacked."""
+    keys, values = tokens
+    seen = [cache.append(layer, keys[layer], values[layer]) for layer in range(LAYERS)]
+    cache.advance(tokens.shape[4])
+    return torch.stack([torch.stack([pair[part] for pair in seen]) for part in (0, 1)])
+
+
+def test_layers_get_back_all_tokens_in_order() -> None:
+    cache, first, second = empty(), new_tokens(4, 0), new_tokens(3, 1)
+    assert torch.equal(fill(cache, first), first)
+    assert cache.length == 4
+    assert torch.equal(fill(cache, second), torch.cat((first, second), dim=4))
+    assert cache.length == CAPACITY
+
+
+def test_tokens_count_only_once_advanced() -> None:
+    cache, tokens = empty(), new_tokens(2, 0)
+    cache.append(0, tokens[0, 0], tokens[1, 0])
+    assert cache.length == 0
+    again = new_tokens(2, 1)
+    assert torch.equal(fill(cache, again), again)
+
+
+def test_append_returns_views_and_copies_nothing() -> None:
+    cache, tokens = empty(), new_tokens(2, 0)
+    keys, values = cache.append(1, tokens[0, 1], tokens[1, 1])
+    assert keys.untyped_storage().data_ptr() == cache.keys.untyped_storage().data_ptr()
+    assert values.untyped_storage().data_ptr() == cache.values.untyped_storage().data_ptr()
+
+
+def test_expanded_rows_stand_side_by_side_and_grow_apart() -> None:
+    cache, first = empty(), new_tokens(3, 0)
+    fill(cache, first)
+    wide, second = cache.expand(2), new_tokens(2, 1, batch=2 * BATCH)
+    assert (wide.batch, wide.length, wide.capacity) == (2 * BATCH, 3, CAPACITY)
+    expected = torch.cat((first.repeat_interleave(2, dim=2), second), dim=4)
+    assert torch.equal(fill(wide, second), expected)
+    third = new_tokens(1, 2)
+    assert torch.equal(fill(cache, third), torch.cat((first, third), dim=4)), "the old is untouched"
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([2, 0]), torch.tensor([True, False, True])])
+def test_kept_rows_go_on_in_the_order_asked_for(rows: Tensor) -> None:
+    cache, first, second = empty(), new_tokens(3, 0), new_tokens(1, 1, batch=2)
+    fill(cache, first)
+    kept = cache.keep(rows)
+    assert (kept.batch, kept.length, kept.capacity) == (2, 3, CAPACITY)
+    assert torch.equal(fill(kept, second), torch.cat((first[:, :, rows], second), dim=4))
+
+
+def test_no_row_may_be_kept_at_the_end() -> None:
+    cache = empty()
+    fill(cache, new_tokens(3, 0))
+    assert cache.keep(torch.zeros(BATCH, dtype=torch.bool)).batch == 0
+
+
+def test_an_unknown_row_is_an_error() -> None:
+    cache = empty()
+    fill(cache, new_tokens(1, 0))
+    with pytest.raises(IndexError):
+        cache.keep(torch.tensor([BATCH]))
+
+
+def test_too_many_tokens_are_refused() -> None:
+    cache = empty()
+    fill(cache, new_tokens(5, 0))
+    keys, values = new_tokens(3, 1)
+    with pytest.raises(ValueError, match="room for 7 tokens and holds 5; 3 more do not fit"):
+        cache.append(0, keys[0], values[0])
+
+
+def test_another_number_of_rows_is_refused() -> None:
+    keys, values = new_tokens(1, 0, batch=1)  # would be copied into all rows unseen
+    with pytest.raises(ValueError, match="3 rows, but the tokens have 1"):
+        empty().append(0, keys[0], values[0])
+
+
+def test_gradients_are_refused() -> None:
+    keys, values = new_tokens(1, 0).requires_grad_()
+    with pytest.raises(ValueError, match="no_grad"):
+        empty().append(0, keys[0], values[0])
+
+
+@pytest.mark.parametrize(("batch", "capacity"), [(0, 4), (2, 0)])
+def test_an_empty_shape_is_refused(batch: int, capacity: int) -> None:
+    with pytest.raises(ValueError, match="is 0; it must be at least 1"):
+        empty(batch, capacity)
+
+
+def test_repeating_rows_zero_times_is_refused() -> None:
+    with pytest.raises(ValueError, match="not 0 times"):
+        empty().expand(0)
+
+
+def test_a_cache_lives_on_the_device_and_in_the_dtype_it_is_asked_for() -> None:
+    like = torch.zeros((), dtype=torch.bfloat16, device="meta")
+    cache = KeyValueCache.allocate(layers=1, batch=1, heads=1, capacity=1, size=1, like=like)
+    assert cache.keys.dtype == torch.bfloat16
+    assert cache.values.device.type == "meta"
