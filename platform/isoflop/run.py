@@ -17,6 +17,11 @@ from typing import Any, ClassVar, Literal, get_type_hints
 from models.interface import Config
 
 
+def _check(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """Which text, and how it becomes tokens.
@@ -155,7 +160,8 @@ class Run:
             raise ValueError(
                 f"a run takes either tokens or flops, not tokens={self.tokens}, flops={self.flops}"
             )
-        _check((self.tokens or self.flops or 0) > 0, "tokens or flops", 0, "above 0")
+        length = self.flops if self.tokens is None else self.tokens
+        _check((length or 0) > 0, "tokens or flops", length, "above 0")
         context = self.model.context
         _check(
             self.batch_tokens > 0 and self.batch_tokens % context == 0,
@@ -298,8 +304,3 @@ def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
             value = tuple(value)
         arguments[name] = value
     return kind(**arguments)
-
-
-def _check(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
