@@ -1,0 +1,258 @@
+"""Which model size reaches the lowest loss for each budget, and how does it grow? (Approach 2)
+
+For each family and budget a parabola is laid through loss against ln N (Hoffmann et al. 2022,
+section 3.2). Its uncertainty comes from a residual bootstrap: with the 5 to 7 sizes of a budget,
+drawing runs with replacement would mostly draw designs that no longer bracket the minimum, while
+residuals keep the design. Every resample draws its noise level anew (nu / chi2_nu, nu the runs less
+3), since so few residuals do not know it: without that, intervals from 5 runs would be half as wide
+as they should be. A resampled minimum is sought within the measured sizes, so an interval that
+reaches the smallest or largest size is open on that side.
+
+What the intervals know is the scatter of the runs about the curve. With one seed per size that is
+seed noise and misfit together; a bias that all runs share is invisible to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from isoflop.scaling.interval import Array, Interval, Refusal, positive
+
+FEWEST_SIZES = 4  # a parabola takes three; the fourth says how far to trust it
+FEWEST_BUDGETS = 2
+EVERYTHING = "all runs"  # the family where a study compares none
+
+
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """The minimum in each of R resamples, all of shape (R,)."""
+
+    size: Array
+    tokens: Array
+    loss: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Minimum:
+    """The loss minimum of one family at one budget, or why there is none.
+
+    `size`, `tokens` and `loss` are None exactly when `status` is a refusal.
+    """
+
+    family: str
+    budget: float  # as the study asked for it
+    flops: float  # exact training FLOPs, the mean over the points
+    points: int
+    status: Literal["interior"] | Refusal
+    size: Interval | None = None
+    tokens: Interval | None = None
+    loss: Interval | None = None  # nats per token
+    interior: float = 0.0  # share of resamples whose parabola has its minimum inside the sizes
+    parabola: tuple[float, float, float] | None = None  # of ln N, highest power first
+    resamples: Resamples | None = None
+
+    @property
+    def flops_6nd(self) -> float | None:
+        """6 N D at the minimum, beside the exact count."""
+        return 6.0 * self.size.value * self.tokens.value if self.size and self.tokens else None
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """N* ~ C^a and D* ~ C^b of one family, or why they are not known."""
+
+    family: str
+    compute: Literal["exact", "6ND"]
+    budgets: int
+    a: Interval | None
+    b: Interval | None
+    status: Literal["fitted"] | Refusal
+
+
+def minima(
+    table: pd.DataFrame,
+    *,
+    family: str | None = "axis.arch",
+    budget: str = "axis.flops",
+    size: str = "params_without_input_embedding",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Minimum]:
+    """One minimum per family and budget among the finished runs, families and budgets sorted.
+
+    `family`, `budget` and `size` are columns of the run table (`family` None: all runs are one).
+    Raises ValueError that names a column the table lacks.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+    needed = [budget, size, "tokens", "flops", "loss", "status", *([family] if family else [])]
+    missing = [name for name in needed if name not in table]
+    if missing:
+        have = ", ".join(map(str, table.columns))
+        raise ValueError(f"the run table has no column {missing[0]!r}; it has {have}")
+    runs = finished(table).assign(family=families(table, family))
+    found = []
+    for (name, asked), group in runs.groupby(["family", budget], sort=True):
+        amount = float(str(asked))
+        # A stream of its own for each minimum: adding a family changes no other family's interval.
+        key = [seed, *f"{name}/{amount:.6e}".encode()]
+        random = np.random.default_rng(key)
+        found.append(_minimum(str(name), amount, group, size, resamples, random))
+    return found
+
+
+def finished(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs that count: finished, with a finite loss."""
+    return table[(table["status"] == "finished") & np.isfinite(table["loss"].astype(float))]
+
+
+def families(table: pd.DataFrame, family: str | None) -> pd.Series:
+    """Each run's family as text."""
+    if family is None:
+        return pd.Series(EVERYTHING, index=table.index, dtype=object)
+    return table[family].astype(str)
+
+
+def _minimum(
+    name: str,
+    budget: float,
+    group: pd.DataFrame,
+    size: str,
+    resamples: int,
+    random: np.random.Generator,
+) -> Minimum:
+    n, tokens = positive(size, group[size]), positive("tokens", group["tokens"])
+    loss = positive("loss", group["loss"])
+    flops = float(positive("flops", group["flops"]).mean())
+    order = np.argsort(n, kind="stable")
+    x, log_tokens, loss = np.log(n[order]), np.log(tokens[order]), loss[order]
+    refusal = _refuse(x, loss)
+    if refusal:
+        return Minimum(name, budget, flops, len(x), refusal)
+    centre = x.mean()
+    design = np.vander(x - centre, 3)
+    curve: Array = np.linalg.pinv(design) @ loss
+    best, lowest, _ = _vertex(curve[None], x - centre)
+    draws = _resample(design, loss, curve, resamples, random)
+    at, values, inside = _vertex(draws, x - centre)
+    # At a fixed budget ln D is a smooth function of ln N, and known at every size.
+    known, first = np.unique(x - centre, return_index=True)
+    split = [np.exp(np.interp(where, known, log_tokens[first])) for where in (best, at)]
+    drawn = Resamples(np.exp(at + centre), split[1], values)
+    second, slope, level = (float(c) for c in curve)
+    return Minimum(
+        family=name,
+        budget=budget,
+        flops=flops,
+        points=len(x),
+        status="interior",
+        size=Interval.of(float(np.exp(best[0] + centre)), drawn.size),
+        tokens=Interval.of(float(split[0][0]), drawn.tokens),
+        loss=Interval.of(float(lowest[0]), drawn.loss),
+        interior=float(inside.mean()),
+        parabola=(second, slope - 2 * second * centre, level - (slope - second * centre) * centre),
+        resamples=drawn,
+    )
+
+
+def _refuse(x: Array, loss: Array) -> Refusal | None:
+    """Why these runs of one budget have no minimum to report; x is ln N, sorted."""
+    sizes, place = np.unique(x, return_inverse=True)
+    if len(sizes) < FEWEST_SIZES:
+        why = f"only {len(sizes)} sizes finished"
+        return Refusal("too few points", why, f"finish at least {FEWEST_SIZES} sizes")
+    mean = np.bincount(place, weights=loss) / np.bincount(place)
+    best = int(mean.argmin())
+    if best in (0, len(sizes) - 1):
+        side, cure = ("smallest", "smaller") if best == 0 else ("largest", "larger")
+        why = f"the {side} size has the lowest loss"
+        return Refusal("optimum at the edge", why, f"add {cure} sizes")
+    second, slope, _ = np.polyfit(x - x.mean(), loss, 2)
+    if second <= 0:
+        why = "the losses do not curve upwards on both sides"
+        return Refusal("no interior minimum", why, "add sizes farther out on both sides, or seeds")
+    vertex = x.mean() - slope / (2 * second)
+    if not x[0] <= vertex <= x[-1]:
+        side = "smaller" if vertex < x[0] else "larger"
+        why = "the parabola has its minimum outside the measured sizes"
+        return Refusal("no interior minimum", why, f"add {side} sizes")
+    return None
+
+
+def _vertex(curves: Array, x: Array) -> tuple[Array, Array, Array]:
+    """Where each parabola (R, 3) is lowest within the range of x, its value, and whether inside."""
+    second, slope, _ = curves.T
+    bottom = np.divide(-slope, 2 * second, out=np.full(len(curves), np.inf), where=second > 0)
+    inside = (bottom >= x[0]) & (bottom <= x[-1])
+    edges = np.array([_values(curves, np.full(len(curves), edge)) for edge in (x[0], x[-1])])
+    edge = np.where(edges[0] < edges[1], x[0], x[-1])
+    at = np.where(inside, bottom, edge)
+    return at, _values(curves, at), inside
+
+
+def _values(curves: Array, x: Array) -> Array:
+    values: Array = (curves[:, 0] * x + curves[:, 1]) * x + curves[:, 2]
+    return values
+
+
+def _resample(
+    design: Array, loss: Array, curve: Array, resamples: int, random: np.random.Generator
+) -> Array:
+    """Parabolas (R, 3) refitted to the curve plus residuals drawn anew."""
+    freedom = len(loss) - 3
+    inverse = np.linalg.pinv(design)
+    leverage = np.clip((design * inverse.T).sum(axis=1), 0, 1 - 1e-9)
+    residual = (loss - design @ curve) / np.sqrt(1 - leverage)
+    residual -= residual.mean()
+    # Drawn residuals have the variance that the runs less 3 degrees of freedom leave unexplained.
+    spread = np.sqrt(((loss - design @ curve) ** 2).sum() / freedom)
+    size = np.sqrt((residual**2).mean())
+    residual *= spread / size if size > 0 else 0.0
+    drawn = random.choice(residual, size=(resamples, len(loss)))
+    level = np.sqrt(freedom / random.chisquare(freedom, size=(resamples, 1)))
+    refitted: Array = curve + (drawn * level) @ inverse.T
+    return refitted
+
+
+def exponents(
+    minima: Sequence[Minimum], *, compute: Literal["exact", "6ND"] = "exact"
+) -> list[Exponents]:
+    """N* ~ C^a and D* ~ C^b per family, over its budgets with an interior minimum.
+
+    `compute`: the exact FLOPs of the runs, or 6 N D at each minimum (with which a + b = 1).
+    """
+    if compute not in ("exact", "6ND"):
+        raise ValueError(f"compute is {compute!r}; it must be 'exact' or '6ND'")
+    names = sorted({minimum.family for minimum in minima})
+    return [_exponents(name, [m for m in minima if m.family == name], compute) for name in names]
+
+
+def _exponents(name: str, minima: Sequence[Minimum], compute: Literal["exact", "6ND"]) -> Exponents:
+    points, draws, flops = [], [], []
+    for minimum in minima:
+        if minimum.size and minimum.tokens and minimum.resamples:
+            points.append(np.log([[minimum.size.value], [minimum.tokens.value]]))
+            draws.append(np.log([minimum.resamples.size, minimum.resamples.tokens]))
+            flops.append(np.log(minimum.flops))
+    if len(points) < FEWEST_BUDGETS:
+        why = f"{len(points)} of {len(minima)} budgets have an interior minimum"
+        status = Refusal("too few budgets", why, f"at least {FEWEST_BUDGETS} are needed")
+        return Exponents(name, compute, len(points), None, None, status)
+    slopes = [_slopes(np.array(flops), np.array(logs), compute) for logs in (points, draws)]
+    a, b = (Interval.of(float(slopes[0][i, 0]), slopes[1][i]) for i in (0, 1))
+    return Exponents(name, compute, len(points), a, b, "fitted")
+
+
+def _slopes(log_flops: Array, logs: Array, compute: str) -> Array:
+    """Least-squares slopes (2, R) of ln N* and ln D*, given as (budgets, 2, R), against ln C."""
+    x = np.broadcast_to(log_flops[:, None, None], logs.shape)
+    if compute == "6ND":
+        x = np.broadcast_to(logs.sum(axis=1, keepdims=True), logs.shape)
+    x = x - x.mean(axis=0)
+    slopes: Array = (x * logs).sum(axis=0) / (x**2).sum(axis=0)
+    return slopes

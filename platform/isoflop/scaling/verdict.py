@@ -1,0 +1,148 @@
+"""Which family is better for the same compute, how sure is that, and what cannot be told?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import pandas as pd
+
+from isoflop.scaling.interval import Interval, Refusal
+from isoflop.scaling.isoflop import Minimum, finished
+
+UNDECIDED = "it cannot be told"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two families at one budget: loss of `first` less loss of `second` at their minima."""
+
+    budget: float
+    first: str
+    second: str
+    difference: Interval | None  # nats per token, None where a minimum is refused
+    first_better: float | None  # share of resamples in which `first` has the lower loss
+    refusals: tuple[tuple[str, Refusal], ...] = ()  # by family
+
+    @property
+    def better(self) -> str | None:
+        """The family whose lead the 95 % interval confirms."""
+        if self.difference is None or self.difference.low <= 0 <= self.difference.high:
+            return None
+        return self.first if self.difference.value < 0 else self.second
+
+
+@dataclass(frozen=True)
+class Verdict:
+    text: str  # one paragraph in plain words
+    rows: tuple[Comparison, ...]
+
+
+def verdict(table: pd.DataFrame, minima: Sequence[Minimum]) -> Verdict:
+    """What the minima say about every pair of families at every budget that both were given."""
+    rows = tuple(
+        _compare(one, two)
+        for budget in sorted({minimum.budget for minimum in minima}, reverse=True)
+        for one, two in combinations([m for m in minima if m.budget == budget], 2)
+    )
+    sentences = [*_runs(table), *_body(table, minima, rows)]
+    return Verdict(" ".join(sentences), rows)
+
+
+def _compare(one: Minimum, two: Minimum) -> Comparison:
+    """The families' runs share nothing, so their resamples are paired as they come."""
+    if one.resamples and two.resamples and one.loss and two.loss:
+        difference = one.resamples.loss - two.resamples.loss
+        interval = Interval.of(one.loss.value - two.loss.value, difference)
+        better = float((difference < 0).mean())
+        return Comparison(one.budget, one.family, two.family, interval, better)
+    refused = tuple((m.family, m.status) for m in (one, two) if isinstance(m.status, Refusal))
+    return Comparison(one.budget, one.family, two.family, None, None, refused)
+
+
+def _runs(table: pd.DataFrame) -> list[str]:
+    """What did not finish, said before anything is concluded."""
+    lost = table.loc[~table.index.isin(finished(table).index), "status"].value_counts()
+    if not len(lost):
+        return []
+    # A run may call itself finished and still have no loss to fit.
+    words = {"finished": "without a finite loss"}
+    counts = ", ".join(f"{n} {words.get(str(status), status)}" for status, n in lost.items())
+    return [f"{lost.sum()} of {len(table)} runs are not in the fits ({counts})."]
+
+
+def _body(table: pd.DataFrame, minima: Sequence[Minimum], rows: Sequence[Comparison]) -> list[str]:
+    if not len(finished(table)):
+        return ["No run has finished, so nothing can be said yet."]
+    if not minima:
+        return ["The study has no axis of budgets, so no minima at equal compute can be compared."]
+    if not rows:
+        return [*[_alone(minimum) for minimum in minima], _caution(table, minima)]
+    return [*_summary(rows), *[_sentence(row, minima) for row in rows], _caution(table, minima)]
+
+
+def _summary(rows: Sequence[Comparison]) -> list[str]:
+    sentences = []
+    for first, second in dict.fromkeys((row.first, row.second) for row in rows):
+        pair = [row for row in rows if (row.first, row.second) == (first, second)]
+        won = [(name, sum(row.better == name for row in pair)) for name in (first, second)]
+        won = [(name, count) for name, count in won if count]
+        of = f"of {len(pair)} budget{'s' if len(pair) > 1 else ''}"
+        if not won:
+            sentences.append(f"Between {first} and {second} {UNDECIDED} at any {of}.")
+        for name, count in won:
+            other = second if name == first else first
+            sentences.append(f"Per FLOP {name} is better than {other} at {count} {of}.")
+    return sentences
+
+
+def _sentence(row: Comparison, minima: Sequence[Minimum]) -> str:
+    at = f"At {row.budget:.3g} FLOPs"
+    if row.difference is None or row.first_better is None:
+        why = "; ".join(f"for {family}, {refusal}" for family, refusal in row.refusals)
+        return f"{at} nothing can be said about {row.first} and {row.second}: {why}."
+    loss = {m.family: m.loss for m in minima if m.budget == row.budget and m.loss}
+    lead, rest, sign = row.first, row.second, -1
+    if row.difference.value > 0:
+        lead, rest, sign = row.second, row.first, 1
+    low, high = sorted(sign * bound for bound in (row.difference.low, row.difference.high))
+    share = row.first_better if sign < 0 else 1 - row.first_better
+    end = f"{lead} is better" if row.better else f"{UNDECIDED} which is better"
+    return (
+        f"{at} {lead} reaches {loss[lead].value:.3f} nats per token against {rest}'s "
+        f"{loss[rest].value:.3f}; the difference of {sign * row.difference.value:.3f} has a 95 % "
+        f"interval of {low:.3f} to {high:.3f}: {end} "
+        f"({lead} leads in {_share(share)} of resamples)."
+    )
+
+
+def _share(share: float) -> str:
+    if share > 0.995:
+        return "over 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def _alone(minimum: Minimum) -> str:
+    at = f"At {minimum.budget:.3g} FLOPs"
+    if isinstance(minimum.status, Refusal):
+        return f"{at} {minimum.family} has no minimum to report: {minimum.status}."
+    assert minimum.size and minimum.tokens and minimum.loss, "an interior minimum has its numbers"
+    size, loss = minimum.size, minimum.loss
+    return (
+        f"{at} {minimum.family} is best at {size.value:.3g} parameters ({size.low:.3g} to "
+        f"{size.high:.3g}) and {minimum.tokens.value:.3g} tokens, with {loss.value:.3f} nats per "
+        f"token ({loss.low:.3f} to {loss.high:.3f})."
+    )
+
+
+def _caution(table: pd.DataFrame, minima: Sequence[Minimum]) -> str:
+    """What the intervals do not know."""
+    seeds = table["axis.seed"].nunique() if "axis.seed" in table else 1
+    if not any(minimum.status == "interior" for minimum in minima):
+        return "No interval is given where no minimum is."
+    source = "seeds and of the points" if seeds > 1 else "the points (one seed each)"
+    return (
+        f"The intervals reflect the scatter of {source} about their parabola, each budget by "
+        "itself; an error that all runs share, as an ill-tuned learning rate, is not in them."
+    )

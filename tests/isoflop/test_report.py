@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.report import Analysis, analyse, build, rollout_data
+
+HOSTILE = "</script><script>alert('x')</script>  two  spaces\n\tand a tab"
+
+
+@dataclass(frozen=True)
+class Study:
+    table: pd.DataFrame
+    curves: dict[str, pd.DataFrame]
+    rollouts: pd.DataFrame
+
+
+def _loss(family: str, size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    floor = {"gpt2": 1.9, "llama": 1.75}[family]
+    loss: np.ndarray = floor + 25 * size**-0.33 + 120 * np.maximum(tokens, 1e4) ** -0.34
+    return loss
+
+
+def _table(random: np.random.Generator) -> pd.DataFrame:
+    rows = []
+    for family in ("gpt2", "llama"):
+        for budget in (1e11, 3e11, 1e12):
+            sizes = np.exp(9.6 + 0.5 * np.log(budget / 1e11) + np.linspace(-1.8, 1.8, 7))
+            for index, size in enumerate(sizes):
+                tokens = budget / (7 * size)  # attention and head cost more than 6ND says
+                loss = _loss(family, size, tokens) + 0.004 * random.normal()
+                rows.append(
+                    {
+                        "run": f"{family}{budget:.0e}{index}",
+                        "label": f"{family} {size:.0f}",
+                        "status": "finished",
+                        "error": "",
+                        "axis.arch": family,
+                        "axis.width": 16 * (index + 2),
+                        "axis.flops": budget,
+                        "axis.seed": 0,
+                        "params_all": int(size * 1.5),
+                        "params_without_input_embedding": int(size),
+                        "params_without_embeddings": int(size * 0.6),
+                        "tokens": int(tokens),
+                        "steps": 100,
+                        "learning_rate": 0.003,
+                        "flops": budget * 1.001,
+                        "flops_6nd_all": 6 * size * 1.5 * tokens,
+                        "flops_6nd_without_embeddings": 6 * size * 0.6 * tokens,
+                        "loss": loss,
+                        "best_loss": loss,
+                        "bits_per_byte": loss / 2.2,
+                        "train_loss": loss - 0.05,
+                        "seconds": 12.0,
+                        "tokens_per_second": tokens / 12,
+                        "rollout/loop": 0.6 - 0.03 * index,
+                        "rollout/loop.low": 0.5 - 0.03 * index,
+                        "rollout/loop.high": 0.7 - 0.03 * index,
+                        "rollout/parses_as_python": 0.1 + 0.05 * index,
+                    }
+                )
+    table = pd.DataFrame(rows)
+    lost = ["loss", "best_loss", "bits_per_byte", "train_loss", "rollout/loop"]
+    table.loc[5, ["status", "error"]] = ["failed", "RuntimeError: <b>disk</b> full"]
+    table.loc[26, ["status", "error"]] = ["diverged", "loss is nan at step 7"]
+    table.loc[[5, 26], lost] = np.nan
+    return table
+
+
+def _curve(row: dict[str, object]) -> pd.DataFrame:
+    size, tokens = float(str(row["params_without_input_embedding"])), float(str(row["tokens"]))
+    share = np.array([0.0, 0.1, 0.3, 0.6, 1.0])
+    return pd.DataFrame(
+        {
+            "step": (share * 100).astype(int),
+            "tokens": share * tokens,
+            "flops": share * float(str(row["flops"])),
+            "seconds": share * 12,
+            "train/loss": [np.nan, 5.0, 4.5, 4.2, 4.0],
+            "val/loss": _loss(str(row["axis.arch"]), np.full(5, size), share * tokens),
+            "rollout/loop": [0.9, np.nan, 0.7, 0.65, 0.6],
+            "rollout/loop.low": [0.8, np.nan, 0.6, 0.55, 0.5],
+            "rollout/loop.high": [1.0, np.nan, 0.8, 0.75, 0.7],
+        }
+    )
+
+
+def _rollouts(table: pd.DataFrame) -> pd.DataFrame:
+    prompts = ["def add(a, b):\n    ", "", "class Tree:"]
+    return pd.DataFrame(
+        [
+            {
+                "run": run,
+                "step": step,
+                "tokens_seen": step * 100,
+                "flops": step * 1e6,
+                "prompt_id": f"p{number}",
+                "sample_id": sample,
+                "prompt": prompt,
+                "text": HOSTILE if sample else f"return a + b  # {step} {run}\n    " * 2,
+                "stop": "length",
+                "n_tokens": 24,
+                "m.loop": 0.0,
+            }
+            for run in table.loc[table["status"] == "finished", "run"]
+            for step in (0, 10, 100)
+            for number, prompt in enumerate(prompts)
+            for sample in range(2)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    table = _table(np.random.default_rng(7))
+    curves = {str(row["run"]): _curve(row) for row in table.to_dict("records")}
+    return Study(table, curves, _rollouts(table))
+
+
+@pytest.fixture(scope="module")
+def analysis(study: Study) -> Analysis:
+    return analyse(study.table, resamples=200)
+
+
+@pytest.fixture(scope="module")
+def page(
+    study: Study, analysis: Analysis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    yield _build(tmp_path_factory.mktemp("report"), study, analysis)
+
+
+def _build(folder: Path, study: Study, analysis: Analysis | None = None) -> Path:
+    return build(
+        folder,
+        name="scaling_grid",
+        question="Is llama better than gpt2 per FLOP & by how much?",
+        table=study.table,
+        curves=study.curves,
+        rollouts=study.rollouts,
+        analysis=analysis,
+    )
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = [("", {})]
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1][0] not in ("script", "style"):
+            self.words.append(data)
+
+
+def test_the_page_is_one_file_that_fetches_nothing(page: Path) -> None:
+    text = page.read_text()
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    elements = Elements(text)
+    sources = [a[key] or "" for _, a in elements.tags for key in ("src", "href") if key in a]
+    assert len(sources) > 6
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert page.stat().st_size < 5_000_000
+
+
+def test_figures_and_minima_are_files_too(page: Path, analysis: Analysis) -> None:
+    folder = page.parent
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "loss-against-compute.png",
+        "isoflop.png",
+        "parametric.png",
+        "loss-curves.png",
+        "rollouts-against-compute.png",
+        "rollouts-over-training.png",
+    }
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (folder / "figures").iterdir())
+    rows = list(csv.DictReader((folder / "minima.csv").open()))
+    assert len(rows) == 6
+    first = analysis.minima[0]
+    assert first.loss and float(rows[0]["loss.low"]) == pytest.approx(first.loss.low)
+    assert float(rows[0]["flops_6nd"]) != float(rows[0]["flops"])
+    assert not [path for path in folder.rglob(".*")]  # no temporary file is left
+
+
+def test_the_verdict_comes_first_and_is_right(page: Path, analysis: Analysis) -> None:
+    words = "".join(Elements(page.read_text()).words)
+    assert "Per FLOP llama is better than gpt2 at 3 of 3 budgets." in analysis.verdict.text
+    assert words.index("Per FLOP llama is better") < words.index("Figures")
+
+
+def test_what_models_wrote_cannot_run(page: Path) -> None:
+    text = page.read_text()
+    assert "<script>alert" not in text
+    assert text.count("<script") == 2  # the data and the page's own
+    data = re.search(r'id="rollout-data">(.*?)</script>', text, re.DOTALL)
+    assert data
+    import json
+
+    loaded = json.loads(data.group(1))
+    assert HOSTILE in {row[4] for row in loaded["texts"]}  # whitespace and all, to the character
+    assert "def add(a, b):\n    " in loaded["prompts"]
+
+
+def test_runs_that_did_not_finish_are_named_with_their_error(page: Path) -> None:
+    text = page.read_text()
+    elements = Elements(text)
+    assert "RuntimeError: <b>disk</b> full" in elements.words  # escaped: it is text, not a tag
+    assert "loss is nan at step 7" in elements.words
+    rows = [a.get("class") for tag, a in elements.tags if tag == "tr"]
+    assert rows.count("failed") == 1 and rows.count("diverged") == 1
+    assert rows.count("finished") == 40
+
+
+def test_all_conventions_and_both_counts_of_flops_are_reported(analysis: Analysis) -> None:
+    assert [growth.convention for growth in analysis.exponents] == [
+        "params_all",
+        "params_without_input_embedding",
+        "params_without_embeddings",
+    ]
+    assert {e.compute for growth in analysis.exponents for e in growth.exponents} == {
+        "exact",
+        "6ND",
+    }
+    assert [f.family for f in analysis.fits] == ["gpt2", "llama"]
+
+
+def test_the_same_study_gives_the_same_page(page: Path, study: Study, tmp_path: Path) -> None:
+    again = analyse(study.table, resamples=200)
+    assert _build(tmp_path, study, again).read_bytes() == page.read_bytes()
+
+
+def test_a_study_without_runs_still_has_a_page(study: Study, tmp_path: Path) -> None:
+    table = study.table.assign(status="missing", loss=np.nan)
+    page = _build(tmp_path, Study(table, {}, pd.DataFrame()))
+    words = "".join(Elements(page.read_text()).words)
+    assert "No run has finished" in words and "missing" in words
+    assert 'id="rollout-data"' not in page.read_text()
+
+
+def test_a_study_with_one_run_and_no_axes(study: Study, tmp_path: Path) -> None:
+    table = study.table.head(1).drop(columns=["axis.arch", "axis.flops"])
+    page = build(
+        tmp_path,
+        name="one",
+        question="?",
+        table=table,
+        curves={str(table["run"].iloc[0]): study.curves[str(table["run"].iloc[0])]},
+        rollouts=study.rollouts[study.rollouts["run"] == table["run"].iloc[0]],
+        family=None,
+        budget=None,
+    )
+    assert "no axis of budgets" in page.read_text()
+
+
+def test_too_many_rollouts_leave_whole_samples_out(study: Study, analysis: Analysis) -> None:
+    long = study.rollouts.assign(text="x" * 5000)
+    data = rollout_data(study.table, long, analysis)
+    assert data["samples"] == ["0"] and data["left_out"] == 1
+    assert len(data["texts"]) == 40 * 3 * 3
+
+
+def test_a_missing_axis_is_named(study: Study) -> None:
+    with pytest.raises(ValueError, match=r"no column 'axis\.tempo'; it has run, label"):
+        analyse(study.table, family="axis.tempo")
+
+
+def test_the_verdict_does_not_need_figures(study: Study, analysis: Analysis) -> None:
+    swapped = study.table.assign(
+        **{"axis.arch": study.table["axis.arch"].map({"gpt2": "llama", "llama": "gpt2"})}
+    )
+    other = analyse(swapped, resamples=200)
+    assert "Per FLOP gpt2 is better than llama" in other.verdict.text
+    assert replace(analysis, verdict=other.verdict).verdict != analysis.verdict
