@@ -133,6 +133,7 @@ class _Writer:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         for name in ("alembic", "mlflow"):  # a page of schema migrations on first use
             logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient

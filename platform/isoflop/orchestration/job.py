@@ -143,9 +143,11 @@ class _Capture:
         )
 
     def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
-        between = 0 < step < self.last
-        if between and not self.budget.affords(
-            spent=progress.capture_seconds, training=progress.seconds, expected=self.expected
+        if not self.budget.affords(
+            spent=progress.capture_seconds,
+            training=progress.seconds,
+            expected=self.expected,
+            done=step / self.last,
         ):
             return {"rollout/skipped": 1.0}
         tokens = step * self.batch_tokens

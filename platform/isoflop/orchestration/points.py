@@ -197,6 +197,9 @@ def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple
     running: set[str] = set()
 
     class Listener(tune.Callback):  # type: ignore[misc]
+        def __reduce__(self) -> Any:  # Tune stores it for a restore that isoflop never asks for
+            return tune.Callback, ()
+
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             running.add(trial.trial_id)
             watcher.started(jobs[trial.config["run"]])
@@ -218,6 +221,9 @@ def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple
 
     class Stopper(tune.Stopper):  # type: ignore[misc]
         seen: float | None = None
+
+        def __reduce__(self) -> Any:
+            return tune.stopper.NoopStopper, ()
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
