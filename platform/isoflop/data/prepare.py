@@ -58,8 +58,6 @@ class Prepared:
     validation_bytes: int
     train_documents: int
     validation_documents: int
-    duplicates: int  # documents left out because an equal one was there
-    skipped: int  # files left out because they could not be decoded
 
     @staticmethod
     def load(folder: Path) -> Prepared:
@@ -102,7 +100,7 @@ def prepare(text: Text, cache: Path, progress: Progress | None = None) -> Prepar
     if known is not None:
         return known
     started = time.time_ns()
-    survey = _survey(text.source)
+    survey = _survey(text.source, say)
     split = _split(survey, text)
     source = _Source(text.source, survey, split)
     tokenizer = ready or _trained(source, size or 0, cache, say)
@@ -119,8 +117,6 @@ class _Survey:
     """Every different document by its digest, in order, with its bytes of UTF-8."""
 
     sizes: dict[bytes, int]
-    duplicates: int
-    skipped: int
 
 
 @dataclass(frozen=True)
@@ -183,7 +179,7 @@ class _Source:
         return content.hexdigest()
 
 
-def _survey(source: str) -> _Survey:
+def _survey(source: str, say: Progress) -> _Survey:
     sizes: dict[bytes, int] = {}
     skipped: list[str] = []
     count = 0
@@ -191,7 +187,11 @@ def _survey(source: str) -> _Survey:
         count += 1
         content = document.text.encode()
         sizes.setdefault(hashlib.sha256(content).digest(), len(content))
-    return _Survey(sizes, duplicates=count - len(sizes), skipped=len(skipped))
+    if count > len(sizes):
+        say(f"left out {count - len(sizes)} documents that are equal to another")
+    if skipped:
+        say(f"left out {len(skipped)} files that could not be decoded, such as {skipped[0]}")
+    return _Survey(sizes)
 
 
 def _split(survey: _Survey, text: Text) -> _Split:
@@ -281,8 +281,6 @@ def _encode(
         validation_bytes=sizes["validation"],
         train_documents=writers["train"].documents,
         validation_documents=writers["validation"].documents,
-        duplicates=source.survey.duplicates,
-        skipped=source.survey.skipped,
     )
     values = {name: value for name, value in asdict(prepared).items() if name != "folder"}
     shards.write_json(folder / MANIFEST, {"format": FORMAT, **values})
