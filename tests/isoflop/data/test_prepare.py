@@ -88,6 +88,28 @@ class TestSplit:
         assert head.endswith("\n") and tail.endswith("line 999\n")
         assert prepared.validation_bytes / len(lines) == pytest.approx(0.1, abs=0.002)
 
+    def test_a_few_books_and_a_note(self, tmp_path: Path) -> None:
+        """The note alone is small enough to be held out whole, and would be far too little."""
+        folder = tmp_path / "books"
+        folder.mkdir()
+        for k in range(3):
+            (folder / f"{k}.txt").write_text(f"book {k}, line after line\n" * 400 * (k + 1))
+        (folder / "note.md").write_text("Three books.\n")
+        prepared = prepare(text(folder, "bytes", 0.05), tmp_path / "cache")
+        total = prepared.train_bytes + prepared.validation_bytes
+        assert prepared.validation_bytes / total == pytest.approx(0.05, abs=0.002)
+        assert documents_of(prepared, "validation")[-1] == "Three books.\n"
+        assert prepared.train_documents == 3
+
+    @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+    def test_neither_side_is_ever_empty(self, tmp_path: Path, share: float) -> None:
+        folder = tmp_path / "two"
+        folder.mkdir()
+        for name in ("a", "b"):
+            (folder / f"{name}.txt").write_text(f"{name}\n" * 500)
+            prepared = prepare(text(folder, "bytes", share), tmp_path / "cache")
+            assert prepared.train_bytes and prepared.validation_bytes
+
     def test_a_text_too_small_to_split_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "word.txt").write_text("x")
         with pytest.raises(ValueError, match=r"text \(1 characters\) is too small"):
