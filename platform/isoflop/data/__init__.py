@@ -1,4 +1,4 @@
-"""How does text become batches? Each module is one step, and reads only those before it.
+"""How does text become batches? Each module is one step of the way.
 
 sources     a path or a name -> documents, in an order that never changes
 tokenizers  text <-> ids: raw bytes, tiktoken's encodings, a byte-pair vocabulary of one's own

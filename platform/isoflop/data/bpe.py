@@ -1,6 +1,7 @@
 """Which byte-pair vocabulary does a text ask for?
 
-Hugging Face's `tokenizers` trains it and tiktoken, several times faster at encoding, runs it. Both cut text by the same pattern and merge the lowest rank first, so both give the same ids.
+Hugging Face's `tokenizers` trains it and tiktoken, several times faster at encoding, runs it. Both
+cut text by the same pattern and merge the lowest rank first, so both give the same ids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which tokens does a training step see? A pure function of the seed and the step.
 
 Epoch e cuts the tokens into windows of one context, from its own random offset on, and visits them
-in its own random order. Row g of step s is entry s * rows + g of that endless sequence. Nothing else
-enters: not the number of workers, not restarts, not what was asked before.
+in its own random order. Row g of step s is entry s * rows + g of that endless sequence. Nothing
+else enters: not the number of workers, not restarts, not what was asked before.
 
 Letters: B rows of a batch, T context.
 """
@@ -36,8 +36,8 @@ class Batches:
         self.context = context
         self.rows = rows
         self.seed = seed
-        # As many windows as fit after any offset below the context, so that all epochs are equally
-        # long; the up to two contexts of tokens at the ends fall to other epochs' offsets.
+        # One fewer than would fit, so that all epochs are equally long and have room for an offset;
+        # the up to two contexts of tokens that an epoch leaves out at the ends, others visit.
         self.windows_per_epoch = max(1, (len(file) - context) // context)
         self._epochs: dict[int, Positions] = {}
 
@@ -80,7 +80,7 @@ class Batches:
             draws = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).random_raw(
                 count + 1
             )
-            room = min(self.context, len(self.file) - count * self.context)
+            room = len(self.file) - count * self.context  # the last token is only a target
             offset = int(draws[0] % np.uint64(room))
             order = np.argsort(draws[1:], kind="stable").astype(np.int64)
             self._epochs = {epoch: order * self.context + offset}

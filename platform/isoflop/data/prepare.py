@@ -58,8 +58,6 @@ class Prepared:
     validation_bytes: int
     train_documents: int
     validation_documents: int
-    duplicates: int  # documents left out because an equal one was there
-    skipped: int  # files left out because they could not be decoded
 
     @staticmethod
     def load(folder: Path) -> Prepared:
@@ -102,9 +100,9 @@ def prepare(text: Text, cache: Path, progress: Progress | None = None) -> Prepar
     if known is not None:
         return known
     started = time.time_ns()
-    survey = _survey(text.source)
-    split = _split(survey, text)
-    source = _Source(text.source, survey, split)
+    sizes = _sizes(text.source, say)
+    split = _split(sizes, text.validation)
+    source = _Source(text.source, sizes, split)
     tokenizer = ready or _trained(source, size or 0, cache, say)
     prepared = _built(source, tokenizer, cache, say)
     # Remembered only if the files stood still before and after they were read.
@@ -115,17 +113,8 @@ def prepare(text: Text, cache: Path, progress: Progress | None = None) -> Prepar
 
 
 @dataclass(frozen=True)
-class _Survey:
-    """Every different document by its digest, in order, with its bytes of UTF-8."""
-
-    sizes: dict[bytes, int]
-    duplicates: int
-    skipped: int
-
-
-@dataclass(frozen=True)
 class _Split:
-    """Which documents are held out, and which one is cut if no whole one is small enough."""
+    """Which documents are held out, and which one is cut where whole ones do not make the share."""
 
     share: float
     validation: frozenset[bytes]
@@ -134,20 +123,20 @@ class _Split:
 
 
 class _Source:
-    """A surveyed text that can be read again, and is found out if it changed since."""
+    """A text, once read, that can be read again, and is found out if it changed since."""
 
-    def __init__(self, name: str, survey: _Survey, split: _Split) -> None:
+    def __init__(self, name: str, sizes: dict[bytes, int], split: _Split) -> None:
         self.name = name
-        self.survey = survey
+        self.sizes = sizes
         self.split = split
-        self.bytes = sum(survey.sizes.values())
+        self.bytes = sum(sizes.values())
 
     def pieces(self) -> Iterator[tuple[Side, str]]:
         """Every document once, with its side; a document that is cut gives two."""
-        expected = set(self.survey.sizes)
+        expected = set(self.sizes)
         for document in sources.documents(self.name):
             digest = _digest(document.text)
-            if digest not in self.survey.sizes:
+            if digest not in self.sizes:
                 raise ValueError(f"{document.name} in {self.name!r} changed while it was prepared")
             if digest not in expected:
                 continue  # a duplicate
@@ -169,21 +158,21 @@ class _Source:
     def hash(self) -> str:
         """Of all content in its order, and of the split."""
         content = hashlib.sha256(f"{FORMAT} {self.split.share!r}".encode())
-        for digest in self.survey.sizes:
+        for digest in self.sizes:
             content.update((b"v" if digest in self.split.validation else b"t") + digest)
         return content.hexdigest()
 
     def train_hash(self) -> str:
         """Of what is trained on."""
-        cut = f"{self.split.tail!r}" if self.split.cut else ""
-        content = hashlib.sha256(f"{FORMAT} {cut}".encode())
-        for digest in self.survey.sizes:
+        content = hashlib.sha256(f"{FORMAT} {self.split.cut!r} {self.split.tail!r}".encode())
+        for digest in self.sizes:
             if digest not in self.split.validation:
                 content.update(digest)
         return content.hexdigest()
 
 
-def _survey(source: str) -> _Survey:
+def _sizes(source: str, say: Progress) -> dict[bytes, int]:
+    """Every different document by its digest, in their order, with its bytes of UTF-8."""
     sizes: dict[bytes, int] = {}
     skipped: list[str] = []
     count = 0
@@ -191,26 +180,34 @@ def _survey(source: str) -> _Survey:
         count += 1
         content = document.text.encode()
         sizes.setdefault(hashlib.sha256(content).digest(), len(content))
-    return _Survey(sizes, duplicates=count - len(sizes), skipped=len(skipped))
+    if count > len(sizes):
+        say(f"left out {count - len(sizes)} documents that are equal to another")
+    if skipped:
+        say(f"left out {len(skipped)} files that could not be decoded, such as {skipped[0]}")
+    return sizes
 
 
-def _split(survey: _Survey, text: Text) -> _Split:
+def _split(sizes: dict[bytes, int], share: float) -> _Split:
     """Hold out documents in the order of their digests, as random as the content and as repeatable,
-    until they make the share; one that would overshoot it by more than half is passed over.
+    until they make the share; one of which more than half would overshoot it is passed over.
 
-    If none is small enough (a single book, say), the end of the largest document is held out.
+    If that leaves more than half of the share open (a few books, say, or a single one), the end of
+    the largest other document fills it.
     """
-    wanted = text.validation * sum(survey.sizes.values())
+    wanted = share * sum(sizes.values())
     chosen: set[bytes] = set()
     held = 0
-    for digest in sorted(survey.sizes):
-        if held + survey.sizes[digest] / 2 <= wanted:
+    for digest in sorted(sizes):
+        if held + sizes[digest] / 2 <= wanted:
             chosen.add(digest)
-            held += survey.sizes[digest]
-    if chosen:
-        return _Split(text.validation, frozenset(chosen), None, 0.0)
-    largest = max(survey.sizes, key=lambda digest: (survey.sizes[digest], digest))
-    return _Split(text.validation, frozenset(), largest, wanted / survey.sizes[largest])
+            held += sizes[digest]
+    if len(chosen) == len(sizes):  # something must be left to train on
+        held -= sizes[max(chosen)]
+        chosen.remove(max(chosen))
+    if 2 * held >= wanted:
+        return _Split(share, frozenset(chosen), None, 0.0)
+    largest = max(sizes.keys() - chosen, key=lambda digest: (sizes[digest], digest))
+    return _Split(share, frozenset(chosen), largest, (wanted - held) / sizes[largest])
 
 
 def _cut(text: str, tail: float) -> tuple[str, str]:
@@ -281,8 +278,6 @@ def _encode(
         validation_bytes=sizes["validation"],
         train_documents=writers["train"].documents,
         validation_documents=writers["validation"].documents,
-        duplicates=source.survey.duplicates,
-        skipped=source.survey.skipped,
     )
     values = {name: value for name, value in asdict(prepared).items() if name != "folder"}
     shards.write_json(folder / MANIFEST, {"format": FORMAT, **values})

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,7 +173,7 @@ def write(
 def write_json(path: Path, values: object) -> None:
     """Write plain values so that the file is there whole or not at all."""
     part = _Part(path)
-    part.write(json.dumps(values, indent=1).encode())
+    part.write(json.dumps(values).encode())
     part.finish()
 
 
@@ -181,7 +182,7 @@ class _Part:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         self._file: IO[bytes] = self._temporary.open("wb")
         self._digest = hashlib.sha256()
 

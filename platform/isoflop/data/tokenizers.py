@@ -1,7 +1,7 @@
 """How does text become ids, and ids text? As raw bytes, or by a byte-pair encoding.
 
 Every tokenizer here works on bytes, so any string can be encoded and comes back as it was. Text
-never becomes a special token: the characters "<|endoftext|>" in a document are encoded as characters.
+never becomes a special token: "<|endoftext|>" in a document is encoded as its characters.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
+from isoflop.data.shards import write_json
 from isoflop.data.sources import well_formed
 
 Ids = npt.NDArray[np.uint32]
@@ -214,12 +214,7 @@ def from_tokens(name: str, tokens: Sequence[bytes], pattern: str) -> TiktokenTok
 def save(tokenizer: Tokenizer, folder: Path) -> Path:
     """Write `encoding.json` into the folder, atomically, and return its path."""
     target = folder / FILE
-    temporary = folder / f".{FILE}.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(_description(tokenizer), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    write_json(target, _description(tokenizer))
     return target
 
 
