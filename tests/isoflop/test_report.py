@@ -188,7 +188,7 @@ def test_figures_and_minima_are_files_too(page: Path, analysis: Analysis) -> Non
         "rollouts-over-training.png",
     }
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (folder / "figures").iterdir())
-    rows = list(csv.DictReader((folder / "minima.csv").open()))
+    rows = list(csv.DictReader((folder / "minima.csv").read_text().splitlines()))
     assert len(rows) == 6
     first = analysis.minima[0]
     assert first.loss and float(rows[0]["loss.low"]) == pytest.approx(first.loss.low)

@@ -56,6 +56,19 @@ class Refusal:
         return f"{self.explanation}; {self.cure}"
 
 
+def compact(number: float) -> str:
+    """Parameters or tokens as people say them: 912, 13.1k, 1.31M, 2.4B, 1.2T."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if unit <= abs(number) * (1 + 5e-4) and abs(number) < 1e15:
+            return f"{number / unit:.3g}{name}"
+    return scientific(number)
+
+
+def scientific(number: float) -> str:
+    """FLOPs with three digits: 3e11, 1.23e18."""
+    return f"{number:.3g}".replace("e+", "e")
+
+
 def positive(name: str, values: ArrayLike) -> Array:
     """The values as floats (6ND overflows int64 above 9.2e18 FLOPs), each finite and above 0.
 
