@@ -251,6 +251,18 @@ def test_a_study_without_runs_still_has_a_page(study: Study, tmp_path: Path) -> 
     assert 'id="rollout-data"' not in page.read_text()
 
 
+def test_a_study_whose_table_is_empty_still_has_a_page(study: Study, tmp_path: Path) -> None:
+    page = _build(tmp_path, Study(study.table.head(0), {}, pd.DataFrame()))
+    assert "No run has finished" in page.read_text()
+
+
+def test_flops_beyond_int64_in_the_table(study: Study, tmp_path: Path) -> None:
+    huge = study.table.assign(flops=[int(f) * 10**12 for f in study.table["flops"]])
+    assert huge["flops"].dtype == object  # Python's integers, above 9.2e18
+    words = "".join(Elements(_build(tmp_path, replace(study, table=huge)).read_text()).words)
+    assert "1e23" in words
+
+
 def test_a_study_with_one_run_and_no_axes(study: Study, tmp_path: Path) -> None:
     table = study.table.head(1).drop(columns=["axis.arch", "axis.flops"])
     page = build(

@@ -34,6 +34,11 @@ class Interval:
         low, high = np.quantile(draws, [tail, 1 - tail])
         return Interval(float(value), min(float(low), value), max(float(high), value))
 
+    def exponential(self) -> Interval:
+        """The interval of exp(x) from that of x: percentiles of logarithms never overflow."""
+        with np.errstate(over="ignore", under="ignore"):
+            return Interval(*(float(np.exp(x)) for x in (self.value, self.low, self.high)))
+
 
 @dataclass(frozen=True)
 class Refusal:
