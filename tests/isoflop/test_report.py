@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -208,8 +209,6 @@ def test_what_models_wrote_cannot_run(page: Path) -> None:
     assert text.count("<script") == 2  # the data and the page's own
     data = re.search(r'id="rollout-data">(.*?)</script>', text, re.DOTALL)
     assert data
-    import json
-
     loaded = json.loads(data.group(1))
     assert HOSTILE in {row[4] for row in loaded["texts"]}  # whitespace and all, to the character
     assert "def add(a, b):\n    " in loaded["prompts"]
@@ -259,7 +258,7 @@ def test_a_study_whose_table_is_empty_still_has_a_page(study: Study, tmp_path: P
 def test_flops_beyond_int64_in_the_table(study: Study, tmp_path: Path) -> None:
     huge = study.table.assign(flops=[int(f) * 10**12 for f in study.table["flops"]])
     assert huge["flops"].dtype == object  # Python's integers, above 9.2e18
-    words = "".join(Elements(_build(tmp_path, replace(study, table=huge)).read_text()).words)
+    words = "".join(Elements(_build(tmp_path, Study(huge, {}, pd.DataFrame())).read_text()).words)
     assert "1e23" in words
 
 
