@@ -217,9 +217,8 @@ def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollou
         if step + 1 == plan.steps:
             break
         if step % CHECK == CHECK - 1:
-            past = written[: step + 1, rows]
-            own = forced[: step + 1, rows] < 0
-            done = (torch.isin(past, stops) & own).any(dim=0) | (finish[rows] <= step + 1)
+            past = torch.where(forced[: step + 1, rows] < 0, written[: step + 1, rows], -1)
+            done = torch.isin(past, stops).any(dim=0) | (finish[rows] <= step + 1)
             alive = torch.nonzero(~done).squeeze(1)
             if not len(alive):
                 break

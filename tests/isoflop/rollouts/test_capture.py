@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from isoflop.rollouts import capture as module
+from numpy.typing import NDArray
+
 from isoflop.rollouts.capture import (
     VALUES,
     Budget,
@@ -23,15 +24,30 @@ from isoflop.rollouts.capture import (
 )
 from isoflop.rollouts.metrics import METRICS
 from isoflop.run import Rollouts
-from numpy.typing import NDArray
-
 from models import GPT2Config
 from models.interface import Model
 
-COLUMNS = (
-    "run study axes step tokens_seen flops prompt_id sample_id seed prompt prompt_ids "
-    "completion_ids logprobs entropies text stop n_tokens tokenizer version"
-).split()
+COLUMNS = [
+    "run",
+    "study",
+    "axes",
+    "step",
+    "tokens_seen",
+    "flops",
+    "prompt_id",
+    "sample_id",
+    "seed",
+    "prompt",
+    "prompt_ids",
+    "completion_ids",
+    "logprobs",
+    "entropies",
+    "text",
+    "stop",
+    "n_tokens",
+    "tokenizer",
+    "version",
+]
 
 
 class Bytes:
@@ -74,15 +90,16 @@ def test_rows_hold_everything(tmp_path: Path) -> None:
     first = frame.iloc[0]
     assert (first.run, first.study, first.step, first.tokens_seen) == ("abc", "s", 123, 4560)
     assert (json.loads(first["axes"]), first.flops) == ({"size": 1}, 7.5e9)
-    for row in frame.itertuples():
-        assert row.prompt_id == prompt_id(row.prompt)
-        assert row.seed == row_seed(row.prompt, row.sample_id)
-        assert len(row.completion_ids) == len(row.logprobs) == len(row.entropies) == row.n_tokens
-        assert row.stop == ("stop" if row.completion_ids[-1] == 256 else "length")
-        own = row.completion_ids[:-1] if row.stop == "stop" else row.completion_ids
-        assert row.text == Bytes().decode(own.tolist())
-        expected = Bytes().encode(row.prompt).tolist() if row.prompt else [256]
-        assert row.prompt_ids.tolist() == expected
+    for row in frame.to_dict("records"):
+        ids = row["completion_ids"]
+        assert row["prompt_id"] == prompt_id(row["prompt"])
+        assert row["seed"] == row_seed(row["prompt"], row["sample_id"])
+        assert len(ids) == len(row["logprobs"]) == len(row["entropies"]) == row["n_tokens"]
+        assert row["stop"] == ("stop" if ids[-1] == 256 else "length")
+        own = ids[:-1] if row["stop"] == "stop" else ids
+        assert row["text"] == Bytes().decode(own.tolist())
+        expected = Bytes().encode(row["prompt"]).tolist() if row["prompt"] else [256]
+        assert row["prompt_ids"].tolist() == expected
     mean = frame["m.entropy"].mean()
     assert found.aggregates["entropy"].value == pytest.approx(mean)
     assert found.aggregates["entropy"].prompts == 3
@@ -129,7 +146,7 @@ def test_a_death_while_writing_leaves_no_rows(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", dies)
+        patch.setattr(os, "replace", dies)
         with pytest.raises(KeyboardInterrupt):
             capture(tmp_path)(build(), step=5, tokens=1, flops=1.0)
     assert read(tmp_path).empty
@@ -152,7 +169,7 @@ def test_training_does_not_notice(tmp_path: Path) -> None:
             logits = torch.nn.functional.dropout(model(tokens[:, :-1]), 0.1, model.training)
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
         return losses
@@ -171,7 +188,7 @@ def test_seeds_belong_to_prompts_not_to_runs(tmp_path: Path) -> None:
     assert len(both) == 9
     assert (both.text_x == both.text_y).all()
     seeds = {row_seed(prompt, sample) for prompt in ("a", "b", "1:a") for sample in range(50)}
-    assert len(seeds) == 150 and 0 <= min(seeds) and max(seeds) < 2**63
+    assert len(seeds) == 150 and min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_the_empty_prompt_starts_from_the_end_of_text() -> None:
@@ -237,5 +254,5 @@ def test_budget() -> None:
 def test_errors_come_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a' twice"):
         capture(tmp_path, Rollouts(prompts=("a", "b", "a")))
-    with pytest.raises(ValueError, match="new_tokens is 48; it must be below .* 48 tokens"):
+    with pytest.raises(ValueError, match=r"new_tokens is 48; it must be below .* 48 tokens"):
         capture(tmp_path, Rollouts(prompts=("a",), new_tokens=48))

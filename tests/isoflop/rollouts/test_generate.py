@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isoflop.rollouts.generate import Rollout, Sampling, generate
 from numpy.typing import NDArray
 
+from isoflop.rollouts.generate import Rollout, Sampling, generate
 from models import Config, GPT2Config, LlamaConfig
 from models.interface import Model
 
@@ -47,7 +47,8 @@ def distributions(model: Model, row: Rollout) -> torch.Tensor:
     sequence = np.concatenate([row.prompt_ids, row.completion_ids]).astype(np.int64)
     with torch.no_grad():
         logits = model(torch.from_numpy(sequence).unsqueeze(0))[0]
-    return logits[len(row.prompt_ids) - 1 : -1].log_softmax(-1)
+    found: torch.Tensor = logits[len(row.prompt_ids) - 1 : -1].log_softmax(-1)
+    return found
 
 
 def tokens(rows: Sequence[Rollout]) -> list[list[int]]:
@@ -181,7 +182,7 @@ def test_modes_come_back_after_an_error(model: Model) -> None:
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("no head")
 
-    model.head = broken  # type: ignore[method-assign]
+    model.head = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(RuntimeError, match="no head"):
         generate(model, RAGGED, [[1]] * 5, NEVER)
     assert all(part.training for part in model.modules())

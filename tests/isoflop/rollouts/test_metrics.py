@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from isoflop.rollouts import metrics
 from isoflop.rollouts.metrics import METRICS, Corpus, Missing, Sample
-from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
@@ -183,7 +184,7 @@ def test_the_number_of_rollouts_does_not_change_the_value(human: Ids) -> None:
         (lambda corpus: metrics.distinct(corpus, order=2), 0.03),
         (metrics.unigram_entropy, 0.1),
     ):
-        few = [function(Corpus.of(rollouts)) for rollouts in small]
+        few = np.array([function(Corpus.of(rollouts)) for rollouts in small])
         assert np.mean(few) == pytest.approx(function(Corpus.of(large)), abs=spread)
 
 

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from isoflop.rollouts.statistics import Aggregate, jackknife, mean
 from numpy.typing import NDArray
+
+from isoflop.rollouts.statistics import Aggregate, jackknife, mean
 
 
 def groups(prompts: int, seeds: int) -> NDArray[np.int64]:
@@ -30,8 +31,8 @@ def test_coverage_of_means(prompts: int, between: float) -> None:
         drawn = (effect + rng.normal(size=(prompts, 4))).ravel()
         found = mean(drawn, groups(prompts, 4), resamples=600)
         hits.append(covers(found, 0.0))
-        errors.append(found.standard_error)
-        values.append(found.value)
+        errors.append(found.standard_error or 0.0)
+        values.append(found.value or 0.0)
     assert 0.92 <= np.mean(hits) <= 0.98
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.12)
 
@@ -103,7 +104,8 @@ def test_all_equal_is_not_certain() -> None:
     assert (none.value, none.low) == (0.0, 0.0)
     assert none.high == pytest.approx(1 - 0.025 ** (1 / 20))
     every = mean([1.0] * 20, groups(5, 4), share=True)
-    assert (every.high, every.low) == (1.0, pytest.approx(0.025 ** (1 / 20)))
+    assert every.high == 1.0
+    assert every.low == pytest.approx(0.025 ** (1 / 20))
     assert mean([0.0] * 20, groups(5, 4)).high is None, "not a share: nothing bounds it"
     assert mean([3.0], [0]).low is None
 
