@@ -43,6 +43,8 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}; it must be at least 0")
         if self.new_tokens < 1:
             raise ValueError(f"new_tokens is {self.new_tokens}; it must be at least 1")
+        if any(token < 0 for token in self.stop_ids):
+            raise ValueError(f"stop_ids is {self.stop_ids}; token ids are at least 0")
 
 
 @dataclass(frozen=True, eq=False)

@@ -264,5 +264,7 @@ def test_sampling_is_checked() -> None:
         Sampling(-0.5, 1, ())
     with pytest.raises(ValueError, match="new_tokens is 0"):
         Sampling(1.0, 0, ())
+    with pytest.raises(ValueError, match="stop_ids is"):
+        Sampling(1.0, 1, (-1,))
     with pytest.raises(ValueError, match="batch is 0"):
         generate(build(SHAPES[0]), [ids(1)], [[1]], NEVER, batch=0)
