@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling.interval import Interval, Refusal
+from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.isoflop import Exponents, Minimum, exponents, families, finished, minima
 from isoflop.scaling.parametric import PARAMETERS, ParametricFit, Resampled, bootstrap, fit
 from isoflop.scaling.verdict import Verdict, verdict
@@ -208,7 +208,7 @@ def minima_table(found: Sequence[Minimum]) -> pd.DataFrame:
             for suffix, bound in (("", "value"), (".low", "low"), (".high", "high")):
                 row[quantity + suffix] = getattr(interval, bound) if interval else None
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["family", "budget", "status"])
 
 
 RUN_COLUMNS = (
@@ -257,7 +257,7 @@ def _text(value: object) -> str:
     if isinstance(value, (int, float, np.number)):
         number = float(value)
         whole = number == round(number) and abs(number) < 1e5
-        return f"{number:.0f}" if whole else f"{number:.4g}"
+        return f"{number:.0f}" if whole else f"{number:.4g}".replace("e+", "e")
     return str(value)
 
 
@@ -312,7 +312,7 @@ def _run_head(row: Mapping[Any, Any], analysis: Analysis) -> dict[str, object]:
         "label": str(row.get("label", row["run"])),
         "family": str(row["family"]),
         "budget": f"{_text(budget)} FLOPs" if analysis.budget else "all",
-        "size": _text(row[analysis.size]),
+        "size": compact(float(row[analysis.size])),
         "loss": _text(row.get("loss")),
         "steps": float(row["steps"]) if pd.notna(row.get("steps")) else None,
     }
@@ -329,16 +329,19 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _text, "interval": _interval, "safe_json": _safe_json}
+    environment.filters |= {"number": _text, "flops": scientific, "interval": _interval}
+    environment.filters |= {"counts": _counts, "safe_json": _safe_json}
     environment.tests["refusal"] = lambda value: isinstance(value, Refusal)
     return environment.get_template("report.html.jinja").render(**values)
 
 
-def _interval(interval: Interval | None, digits: int = 3) -> str:
-    if interval is None:
-        return ""
+def _interval(interval: Interval, digits: int = 3) -> str:
     value, low, high = (f"{x:.{digits}g}" for x in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
+
+
+def _counts(interval: Interval) -> str:
+    return f"{compact(interval.value)} [{compact(interval.low)}, {compact(interval.high)}]"
 
 
 def _safe_json(value: object) -> Any:

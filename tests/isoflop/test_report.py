@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -188,7 +189,7 @@ def test_figures_and_minima_are_files_too(page: Path, analysis: Analysis) -> Non
         "rollouts-over-training.png",
     }
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in (folder / "figures").iterdir())
-    rows = list(csv.DictReader((folder / "minima.csv").open()))
+    rows = list(csv.DictReader((folder / "minima.csv").read_text().splitlines()))
     assert len(rows) == 6
     first = analysis.minima[0]
     assert first.loss and float(rows[0]["loss.low"]) == pytest.approx(first.loss.low)
@@ -208,8 +209,6 @@ def test_what_models_wrote_cannot_run(page: Path) -> None:
     assert text.count("<script") == 2  # the data and the page's own
     data = re.search(r'id="rollout-data">(.*?)</script>', text, re.DOTALL)
     assert data
-    import json
-
     loaded = json.loads(data.group(1))
     assert HOSTILE in {row[4] for row in loaded["texts"]}  # whitespace and all, to the character
     assert "def add(a, b):\n    " in loaded["prompts"]
@@ -249,6 +248,18 @@ def test_a_study_without_runs_still_has_a_page(study: Study, tmp_path: Path) -> 
     words = "".join(Elements(page.read_text()).words)
     assert "No run has finished" in words and "missing" in words
     assert 'id="rollout-data"' not in page.read_text()
+
+
+def test_a_study_whose_table_is_empty_still_has_a_page(study: Study, tmp_path: Path) -> None:
+    page = _build(tmp_path, Study(study.table.head(0), {}, pd.DataFrame()))
+    assert "No run has finished" in page.read_text()
+
+
+def test_flops_beyond_int64_in_the_table(study: Study, tmp_path: Path) -> None:
+    huge = study.table.assign(flops=[int(f) * 10**12 for f in study.table["flops"]])
+    assert huge["flops"].dtype == object  # Python's integers, above 9.2e18
+    words = "".join(Elements(_build(tmp_path, Study(huge, {}, pd.DataFrame())).read_text()).words)
+    assert "1e23" in words
 
 
 def test_a_study_with_one_run_and_no_axes(study: Study, tmp_path: Path) -> None:

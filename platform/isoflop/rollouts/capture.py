@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
     @property
     def end_of_text(self) -> int: ...
     def encode(self, text: str) -> NDArray[np.uint32]: ...
-    def decode(self, ids: Any) -> str: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
 
 
 def prompt_id(prompt: str) -> str:
@@ -225,7 +225,7 @@ class Capture:
         """What was written, without the token that ended it."""
         written = row.completion_ids[:-1] if row.stop == "stop" else row.completion_ids
         # Bytes that are no character yet may decode to what UTF-8 cannot hold.
-        return self.tokenizer.decode(written).encode("utf-8", "replace").decode()
+        return self.tokenizer.decode(written.tolist()).encode("utf-8", "replace").decode()
 
     def _done(self, path: Path) -> pyarrow.Table | None:
         """The rows that an earlier start of this run wrote; None if they must be made."""

@@ -43,6 +43,8 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}; it must be at least 0")
         if self.new_tokens < 1:
             raise ValueError(f"new_tokens is {self.new_tokens}; it must be at least 1")
+        if any(token < 0 for token in self.stop_ids):
+            raise ValueError(f"stop_ids is {self.stop_ids}; token ids are at least 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,9 +219,8 @@ def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollou
         if step + 1 == plan.steps:
             break
         if step % CHECK == CHECK - 1:
-            past = written[: step + 1, rows]
-            own = forced[: step + 1, rows] < 0
-            done = (torch.isin(past, stops) & own).any(dim=0) | (finish[rows] <= step + 1)
+            past = torch.where(forced[: step + 1, rows] < 0, written[: step + 1, rows], -1)
+            done = torch.isin(past, stops).any(dim=0) | (finish[rows] <= step + 1)
             alive = torch.nonzero(~done).squeeze(1)
             if not len(alive):
                 break

@@ -34,6 +34,11 @@ class Interval:
         low, high = np.quantile(draws, [tail, 1 - tail])
         return Interval(float(value), min(float(low), value), max(float(high), value))
 
+    def exponential(self) -> Interval:
+        """The interval of exp(x) from that of x: percentiles of logarithms never overflow."""
+        with np.errstate(over="ignore", under="ignore"):
+            return Interval(*(float(np.exp(x)) for x in (self.value, self.low, self.high)))
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -54,6 +59,19 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.explanation}; {self.cure}"
+
+
+def compact(number: float) -> str:
+    """Parameters or tokens as people say them: 912, 13.1k, 1.31M, 2.4B, 1.2T."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if unit <= abs(number) * (1 + 5e-4) and abs(number) < 1e15:
+            return f"{number / unit:.3g}{name}"
+    return scientific(number)
+
+
+def scientific(number: float) -> str:
+    """FLOPs with three digits: 3e11, 1.23e18."""
+    return f"{number:.3g}".replace("e+", "e")
 
 
 def positive(name: str, values: ArrayLike) -> Array:

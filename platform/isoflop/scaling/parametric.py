@@ -19,6 +19,7 @@ PARAMETERS = ("E", "A", "B", "alpha", "beta")
 BLOCK = 128  # resamples side by side: large enough for numpy, small enough for the cache
 VANISHING = 1e-4  # share of the loss below which a term counts as zero
 FLATTEST = 1e-3  # an exponent below this makes its term a second constant
+STEEPEST = 3.0  # above, the end of the start grid, its term explains only the smallest runs
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class ParametricFit:
         """Loss in nats per token; `size` and `tokens` broadcast."""
         x = np.log(np.asarray(size, dtype=float)) - self.centre[0]
         y = np.log(np.asarray(tokens, dtype=float)) - self.centre[1]
-        return _loss(self.theta, x, y)
+        with np.errstate(over="ignore", under="ignore"):
+            loss: Array = np.exp(_log_loss(self.theta, x, y))
+        return loss
 
     def optimum(self, flops: float, *, factor: float = 6.0) -> Optimum | Refusal:
         """The lowest loss for `flops` = factor N D (6 by default), without an interval."""
@@ -82,13 +85,15 @@ class Resampled:
             allowed = ", ".join(PARAMETERS)
             raise ValueError(f"parameter is {parameter!r}; it must be one of {allowed}")
         column = PARAMETERS.index(parameter)
-        natural = _natural(self.theta, self.fit.centre)[:, column]
-        return Interval.of(getattr(self.fit, parameter), natural)
+        value = _shifted(self.fit.theta[None], self.fit.centre)[0, column]
+        interval = Interval.of(float(value), _shifted(self.theta, self.fit.centre)[:, column])
+        return interval.exponential() if parameter in ("E", "A", "B") else interval
 
     def predict(self, size: float, tokens: float) -> Interval:
         """The law's loss at one point. The scatter of single runs about the law is not in it."""
         x, y = np.log(float(size)) - self.fit.centre[0], np.log(float(tokens)) - self.fit.centre[1]
-        return Interval.of(float(self.fit.predict(size, tokens)), _loss(self.theta.T, x, y))
+        value = float(_log_loss(self.fit.theta, x, y))
+        return Interval.of(value, _log_loss(self.theta.T, x, y)).exponential()
 
     def optimum(self, flops: float, *, factor: float = 6.0) -> Optimum | Refusal:
         """As the fit's, with intervals from the resamples whose own law has an optimum."""
@@ -130,7 +135,9 @@ def _fit(problem: Problem, weights: Array, centre: tuple[float, float]) -> Param
     begin = starts(problem, weights)
     theta, value, _ = polish(problem, weights[None], begin)
     best = int(value.argmin())
-    e, a, b, alpha, beta = _natural(theta[best : best + 1], centre)[0]
+    *logs, alpha, beta = _shifted(theta[best : best + 1], centre)[0]
+    with np.errstate(over="ignore", under="ignore"):
+        e, a, b = np.exp(logs)
     return ParametricFit(
         E=float(e),
         A=float(a),
@@ -194,27 +201,25 @@ def _varied(problem: Problem, drawn: Array) -> bool:
     return bool(np.ptp(problem.x[drawn]) > 0 and np.ptp(problem.y[drawn]) > 0)
 
 
-def _natural(theta: Array, centre: tuple[float, float]) -> Array:
-    """theta (R, 5) as E, A, B, alpha, beta; an A beyond the range of floats is infinite."""
+def _shifted(theta: Array, centre: tuple[float, float]) -> Array:
+    """theta (R, 5) as ln E, ln A, ln B, alpha, beta without the centring."""
     a, b, e, alpha, beta = theta.T
-    with np.errstate(over="ignore", under="ignore"):
-        columns = [np.exp(e), np.exp(a + alpha * centre[0]), np.exp(b + beta * centre[1])]
-    return np.column_stack([*columns, alpha, beta])
+    return np.column_stack([e, a + alpha * centre[0], b + beta * centre[1], alpha, beta])
 
 
-def _loss(theta: Array, x: ArrayLike, y: ArrayLike) -> Array:
+def _log_loss(theta: Array, x: ArrayLike, y: ArrayLike) -> Array:
+    """ln L in centred covariates; logarithms hold what a runaway resample would overflow."""
     a, b, e, alpha, beta = theta
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    with np.errstate(over="ignore", under="ignore"):
-        loss: Array = np.exp(a - alpha * x) + np.exp(b - beta * y) + np.exp(e)
+    loss: Array = np.logaddexp(np.logaddexp(a - alpha * x, b - beta * y), e)
     return loss
 
 
 def _boundary(problem: Problem, theta: Array) -> tuple[str, ...]:
     largest = law(problem, theta[None])[1][0].max(axis=1)
     vanished = [name for name, share in zip("ABE", largest, strict=True) if share < VANISHING]
-    flat = [name for name, k in (("alpha", theta[3]), ("beta", theta[4])) if k < FLATTEST]
-    return tuple(vanished + flat)
+    exponents = zip(("alpha", "beta"), theta[3:], strict=True)
+    return (*vanished, *(name for name, k in exponents if not FLATTEST <= k <= STEEPEST))
 
 
 def _optimum(fit: ParametricFit, theta: Array, flops: float, factor: float) -> Optimum | Refusal:
@@ -231,11 +236,10 @@ def _optimum(fit: ParametricFit, theta: Array, flops: float, factor: float) -> O
     draws = _best_split(usable if len(usable) else fit.theta[None], budget)
     point = _best_split(fit.theta[None], budget)
     shifts = (fit.centre[0], fit.centre[1], 0.0)
-    intervals = []
-    with np.errstate(over="ignore", under="ignore"):
-        for value, resampled, shift in zip(point, draws, shifts, strict=True):
-            logs = Interval.of(float(value[0]) + shift, resampled + shift)
-            intervals.append(Interval(*np.exp([logs.value, logs.low, logs.high]).tolist()))
+    intervals = [
+        Interval.of(float(value[0]) + shift, resampled + shift).exponential()
+        for value, resampled, shift in zip(point, draws, shifts, strict=True)
+    ]
     return Optimum(float(flops), *intervals)
 
 
@@ -244,4 +248,4 @@ def _best_split(theta: Array, budget: float) -> tuple[Array, Array, Array]:
     a, b, _, alpha, beta = theta.T
     x = (np.log(alpha) + a - np.log(beta) - b + beta * budget) / (alpha + beta)
     y = budget - x
-    return x, y, np.log(_loss(theta.T, x, y))
+    return x, y, _log_loss(theta.T, x, y)

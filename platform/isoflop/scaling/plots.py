@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling.interval import Array
+from isoflop.scaling.interval import Array, compact, scientific
 from isoflop.scaling.isoflop import Minimum, families, finished
 from isoflop.scaling.parametric import ParametricFit
 
@@ -37,7 +37,7 @@ def loss_against_compute(
     runs = finished(table)
     if not len(runs):
         return None
-    figure, axes = _panels(1, width=7.6, height=4.8)
+    figure, axes = _panels(1, width=9.0, height=5.2)
     ax = axes[0]
     for name, (colour, marker) in _styles(table, family).items():
         group = runs[families(runs, family) == name]
@@ -48,8 +48,8 @@ def loss_against_compute(
         label = f"{name}, end of run"
         ax.scatter(x, y, s=24, color=colour, marker=marker, label=label, zorder=3)
     x, y = _envelope(runs["flops"].to_numpy(float), runs["loss"].to_numpy(float))
-    ax.step(x, y, where="post", color="black", linewidth=1.2, label="lowest loss so far")
-    ax.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)")
+    ax.plot(x, y, color="black", linewidth=1.2, label="lowest loss for the compute")
+    ax.set(xscale="log", yscale="log", xlabel="training compute (exact FLOPs)")
     _loss_axis(ax, "held-out loss (nats per token)")
     ax.set_title("Loss falls with compute")
     ax.legend(frameon=False)
@@ -69,7 +69,7 @@ def isoflop_curves(
     if not len(runs) or not minima:
         return None
     names = list(dict.fromkeys(minimum.family for minimum in minima))
-    figure, axes = _panels(len(names), width=4.9, height=4.4)
+    figure, axes = _panels(len(names), width=4.9, height=4.6, title="The best size for each budget")
     shades = _shades(sorted({minimum.budget for minimum in minima}))
     for ax, name in zip(axes, names, strict=True):
         for minimum in (m for m in minima if m.family == name):
@@ -77,14 +77,15 @@ def isoflop_curves(
             n, loss = group[size].to_numpy(float), group["loss"].to_numpy(float)
             _isoflop(ax, minimum, n, loss, shades[minimum.budget])
         ax.set(xscale="log", title=name, xlabel=f"parameters N ({_words(size)})")
-        ax.legend(frameon=False, title="budget (exact FLOPs)")
+        _counts(ax)
+        ax.legend(frameon=False, title="budget (FLOPs)", fontsize=8)
     axes[0].set_ylabel("held-out loss (nats per token)")
-    figure.suptitle("The best size for each budget", fontweight="bold")
+    _same_height(axes)
     return figure
 
 
 def _isoflop(ax: Axes, minimum: Minimum, size: Array, loss: Array, colour: Colour) -> None:
-    label = f"{minimum.budget:.3g}" + ("" if minimum.status == "interior" else ", no minimum")
+    label = scientific(minimum.budget) + ("" if minimum.status == "interior" else ", no minimum")
     ax.plot(size, loss, "o", color=colour, markersize=4.5, label=label)
     if not (minimum.parabola and minimum.size and minimum.loss):
         order = np.argsort(size)
@@ -128,8 +129,9 @@ def parametric(fits: Mapping[str, ParametricFit]) -> Figure | None:
     left.set_title(r"$L = E + A\,N^{-\alpha} + B\,D^{-\beta}$ against the runs")
     left.legend(frameon=False)
     right.axhline(0, color=GREY, linewidth=1)
-    right.set(xscale="log", xlabel="parameters N", ylabel="law less measured (%)")
+    right.set(xscale="log", xlabel="parameters N", ylabel="law less measured loss (%)")
     right.set_title("What the law leaves unexplained")
+    _counts(right)
     return figure
 
 
@@ -141,7 +143,7 @@ def loss_curves(
     if not len(runs):
         return None
     names = [name for name in _styles(table, family) if (families(runs, family) == name).any()]
-    figure, axes = _panels(len(names), width=4.9, height=4.2)
+    figure, axes = _panels(len(names), width=4.9, height=4.4, title="Learning curves")
     column = "params_without_input_embedding"
     shades = _shades(sorted(runs[column].astype(float).unique()))
     for ax, name in zip(axes, names, strict=True):
@@ -151,8 +153,9 @@ def loss_curves(
             ax.plot(x, y, color=shades[size], linewidth=1.1, marker=".", markersize=3)
         ax.set(xscale="log", yscale="log", title=name, xlabel="tokens read")
         _loss_axis(ax, "held-out loss (nats per token)" if ax is axes[0] else "")
+        _counts(ax)
         _size_legend(ax, shades)
-    figure.suptitle("Learning curves", fontweight="bold")
+    _same_height(axes)
     return figure
 
 
@@ -164,19 +167,19 @@ def rollouts_against_compute(
     metrics = [m for m in _metrics(table.columns) if runs[m].notna().any()]
     if not metrics:
         return None
-    figure, axes = _panels(len(metrics), width=3.6, height=2.9, columns=3)
-    for ax, metric in zip(axes, metrics, strict=False):
+    title = "What the trained models write (bars: 95 % intervals)"
+    figure, axes = _panels(len(metrics), width=3.4, height=2.9, columns=3, title=title)
+    for ax, metric in zip(axes, metrics, strict=True):
         for name, (colour, marker) in _styles(table, family).items():
             group = runs[(families(runs, family) == name) & runs[metric].notna()]
             x, y = group["flops"].to_numpy(float), group[metric].to_numpy(float)
             low, high = _bounds(group, metric, y)
             ax.vlines(x, low, high, color=colour, alpha=0.4, linewidth=1)
-            ax.scatter(x, y, s=16, color=colour, marker=marker, label=name)
+            ax.scatter(x, y, s=16, color=colour, marker=marker, alpha=0.7, label=name)
         ax.set(
             xscale="log", title=_words(metric.removeprefix("rollout/")), xlabel="compute (FLOPs)"
         )
-    axes[0].legend(frameon=False)
-    figure.suptitle("What the trained models write (bars: 95 % intervals)", fontweight="bold")
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -189,8 +192,9 @@ def rollouts_over_training(
     metrics = [m for m in names if any(m in curve and curve[m].notna().any() for curve in known)]
     if not metrics:
         return None
-    figure, axes = _panels(len(metrics), width=3.6, height=2.9, columns=3)
-    for ax, metric in zip(axes, metrics, strict=False):
+    title = "What the models write while they learn"
+    figure, axes = _panels(len(metrics), width=3.4, height=2.9, columns=3, title=title)
+    for ax, metric in zip(axes, metrics, strict=True):
         for name, (colour, marker) in _styles(table, family).items():
             label: str | None = name
             for run in table.loc[families(table, family) == name, "run"]:
@@ -202,8 +206,7 @@ def rollouts_over_training(
         # Step 0 has read no tokens and is drawn at the left end of a scale that has a zero.
         ax.set_xscale("symlog", linthresh=_first_tokens(known), linscale=0.3)
         ax.set(title=_words(metric.removeprefix("rollout/")), xlabel="tokens read")
-    axes[0].legend(frameon=False)
-    figure.suptitle("What the models write while they learn", fontweight="bold")
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -237,8 +240,14 @@ def _curve(curves: Curves, run: str, x: str, y: str) -> tuple[Array, Array]:
 
 
 def _envelope(flops: Array, loss: Array) -> tuple[Array, Array]:
-    order = np.argsort(flops, kind="stable")
-    return flops[order], np.minimum.accumulate(loss[order])
+    """The runs that no cheaper run beats. Runs within a few percent of compute count as equal."""
+    cost = np.round(np.log(flops) / 0.05)
+    order = np.lexsort((loss, cost))
+    first = np.unique(cost[order], return_index=True)[1]
+    best = order[first]
+    lowest = np.minimum.accumulate(loss[best])
+    kept = best[loss[best] <= lowest]
+    return flops[kept], loss[kept]
 
 
 def _styles(table: pd.DataFrame, family: str | None) -> dict[str, tuple[str, str]]:
@@ -259,20 +268,38 @@ def _size_legend(ax: Axes, shades: Mapping[float, Colour]) -> None:
 
     sizes = list(shades)
     chosen = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
-    handles = [Line2D([], [], color=shades[s], label=f"{s:.3g}") for s in chosen]
+    handles = [Line2D([], [], color=shades[s], label=compact(s)) for s in chosen]
     ax.legend(handles=handles, frameon=False, title="parameters")
 
 
 def _loss_axis(ax: Axes, label: str) -> None:
     """Plain numbers on a logarithmic axis that spans less than a decade."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8), numticks=30))
     formatter = ScalarFormatter()
     formatter.set_scientific(False)
     ax.yaxis.set_major_formatter(formatter)
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylabel(label)
+
+
+def _counts(ax: Axes) -> None:
+    """Parameters or tokens along a logarithmic axis as 20k, 1M, not as powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = ax.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _same_height(axes: Sequence[Axes]) -> None:
+    """One range of loss for all panels, so that they compare by eye."""
+    limits = np.array([ax.get_ylim() for ax in axes])
+    for ax in axes:
+        ax.set_ylim(float(limits[:, 0].min()), float(limits[:, 1].max()))
 
 
 def _words(column: str) -> str:
@@ -280,15 +307,31 @@ def _words(column: str) -> str:
 
 
 def _panels(
-    count: int, *, width: float, height: float, columns: int = 4
+    count: int, *, width: float, height: float, columns: int = 4, title: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels of that size in inches, row by row."""
+    """A figure with `count` panels of that size in inches, row by row.
+
+    Margins are stated, not searched for: matplotlib's layout engines draw every figure twice.
+    """
     from matplotlib.figure import Figure
 
     across = min(count, columns)
     rows = -(-count // across)
-    figure = Figure(figsize=(width * across, height * rows + 0.3), layout="constrained")
+    wide, high = max(width * across, 6.4), height * rows + (0.45 if title else 0.1)
+    figure = Figure(figsize=(wide, high))
     axes = [figure.add_subplot(rows, across, index + 1) for index in range(count)]
+    top = high - (0.68 if title else 0.4)
+    inside_width, inside_height = wide / across - 0.9, (top - 0.6 - (rows - 1) * 0.95) / rows
+    figure.subplots_adjust(
+        left=0.75 / wide,
+        right=1 - 0.2 / wide,
+        bottom=0.6 / high,
+        top=top / high,
+        wspace=0.75 / inside_width,
+        hspace=0.95 / inside_height,
+    )
+    if title:
+        figure.suptitle(title, fontweight="bold", y=1 - 0.1 / high, va="top")
     for ax in axes:
         ax.grid(True, which="major", color="#e3e5e8", linewidth=0.7)
         ax.set_axisbelow(True)

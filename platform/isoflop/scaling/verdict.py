@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from isoflop.scaling.interval import Interval, Refusal
+from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.isoflop import Minimum, finished
 
 UNDECIDED = "it cannot be told"
@@ -98,7 +98,7 @@ def _summary(rows: Sequence[Comparison]) -> list[str]:
 
 
 def _sentence(row: Comparison, minima: Sequence[Minimum]) -> str:
-    at = f"At {row.budget:.3g} FLOPs"
+    at = f"At {scientific(row.budget)} FLOPs"
     if row.difference is None or row.first_better is None:
         why = "; ".join(f"for {family}, {refusal}" for family, refusal in row.refusals)
         return f"{at} nothing can be said about {row.first} and {row.second}: {why}."
@@ -124,15 +124,15 @@ def _share(share: float) -> str:
 
 
 def _alone(minimum: Minimum) -> str:
-    at = f"At {minimum.budget:.3g} FLOPs"
+    at = f"At {scientific(minimum.budget)} FLOPs"
     if isinstance(minimum.status, Refusal):
         return f"{at} {minimum.family} has no minimum to report: {minimum.status}."
     assert minimum.size and minimum.tokens and minimum.loss, "an interior minimum has its numbers"
     size, loss = minimum.size, minimum.loss
     return (
-        f"{at} {minimum.family} is best at {size.value:.3g} parameters ({size.low:.3g} to "
-        f"{size.high:.3g}) and {minimum.tokens.value:.3g} tokens, with {loss.value:.3f} nats per "
-        f"token ({loss.low:.3f} to {loss.high:.3f})."
+        f"{at} {minimum.family} is best at {compact(size.value)} parameters "
+        f"({compact(size.low)} to {compact(size.high)}) and {compact(minimum.tokens.value)} "
+        f"tokens, with {loss.value:.3f} nats per token ({loss.low:.3f} to {loss.high:.3f})."
     )
 
 

@@ -160,6 +160,21 @@ def test_a_vanished_term_refuses_the_optimum(world: World) -> None:
     assert isinstance(best, Refusal) and best.reason == "law at its boundary"
 
 
+def test_hopeless_runs_are_flagged_and_never_overflow(world: World) -> None:
+    """With so much noise some fits run away; warnings are errors here."""
+    flagged = 0
+    for seed in range(12):
+        table = world({"a": {}}, seed=seed, sizes=4, budgets=(1e11, 3e11), noise=0.1)
+        found = fitted(table)
+        resampled = bootstrap(found, resamples=40, seed=seed)
+        for name in PARAMETERS:
+            interval = resampled.interval(name)
+            assert interval.low <= interval.value <= interval.high
+        assert resampled.predict(1e6, 1e8).high > 0
+        flagged += isinstance(resampled.optimum(1e12), Refusal)
+    assert flagged > 0
+
+
 def test_integers_beyond_int64_products(world: World) -> None:
     table = world({"a": {}}, budgets=(1e22, 1e23, 1e24), noise=0.0)
     whole = {name: table[name].round().astype("int64") for name in (SIZE, "tokens")}
