@@ -1,8 +1,8 @@
 """Loss against training compute for two architectures: which spends its FLOPs better?
 
-    python studies/scaling_grid.py --plan      # what would run, and how long it takes
-    python studies/scaling_grid.py             # all of it, on this machine
-    python studies/scaling_grid.py --address auto --workers 8 --set data=/data/my-text
+python studies/scaling_grid.py --plan      # what would run, and how long it takes
+python studies/scaling_grid.py             # all of it, on this machine
+python studies/scaling_grid.py --address auto --workers 8 --set data=/data/my-text
 """
 
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Text

@@ -14,6 +14,7 @@ Whatever has a final result is never run again, so the same command resumes, ext
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ from typing import Any
 
 from isoflop import record, tracking
 from isoflop.data.prepare import Prepared, prepare
-from isoflop.orchestration.job import FINAL, Job, execute, result
+from isoflop.orchestration.job import Job, execute, result
 from isoflop.progress import Progress, duration
 from isoflop.run import Run, Text
 from isoflop.study import Point, Study, UserError, build
@@ -82,9 +83,7 @@ class Campaign:
             runs = [(point, build(study, point, overrides)) for point in study.points]
             if machine.tracking:
                 tracking.check(machine.tracking)
-            say = (lambda text: None) if quiet else print
-            texts = {run.data for _, run in runs}
-            prepared = {text: prepare(text, machine.storage / "data", say) for text in texts}
+            prepared = _prepared({run.data for _, run in runs}, machine, quiet)
             jobs = [_job(study, machine, point, run, prepared[run.data]) for point, run in runs]
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
@@ -97,7 +96,9 @@ class Campaign:
         """Print every run that is left to do, and what all of them cost; start nothing."""
         from isoflop.plan import show
 
-        show(self.chosen, record.unfinished(self.chosen), self.machine.workers, self.machine.at_once)
+        show(
+            self.chosen, record.unfinished(self.chosen), self.machine.workers, self.machine.at_once
+        )
 
     def smoke(self) -> None:
         """Two steps of the smallest point, in this process, in a folder that is thrown away."""
@@ -121,15 +122,17 @@ class Campaign:
 
         table = record.table(self.jobs)
         record.save(table, self.folder / "runs.parquet")
-        analysis, page = report.build(
+        axes = {"family": f"axis.{self.study.family}", "budget": f"axis.{self.study.budget}"}
+        analysis = report.analyse(table, **axes)
+        page = report.build(
             self.folder,
             name=self.study.name,
             question=self.study.question,
             table=table,
             curves=record.curves(self.jobs),
             rollouts=record.rollouts(self.jobs),
-            family=f"axis.{self.study.family}",
-            budget=f"axis.{self.study.budget}",
+            analysis=analysis,
+            **axes,
         )
         text: str = analysis.verdict.text
         print(f"\n{text}\n\nreport  {page}")
@@ -148,6 +151,7 @@ class Campaign:
             else:
                 print(f"all {len(self.chosen)} runs have finished before; nothing to train")
                 self.report()
+            shutil.rmtree(self.folder / "ray", ignore_errors=True)  # Ray's own bookkeeping
         failures = [job for job in self.chosen if _status(job) == "failed"]
         for job in failures:
             print(f"failed: {job.label}: {(result(job.folder) or {}).get('error')}")
@@ -196,7 +200,9 @@ class Campaign:
     def _track_study(self, tracker: tracking.Tracker) -> None:
         """The study as an MLflow run of its own, and the links that open everything."""
         key = f"study:{self.study.name}"
-        tracker.start(key, f"study {self.study.name}", {"runs": len(self.jobs)}, {"isoflop.kind": "study"})
+        tracker.start(
+            key, f"study {self.study.name}", {"runs": len(self.jobs)}, {"isoflop.kind": "study"}
+        )
         tracker.end(
             key, "finished", {"question": self.study.question},
             [self.folder / "report.html", self.folder / "figures", self.folder / "runs.parquet"],
@@ -216,6 +222,15 @@ class Campaign:
         if not self.machine.tracking:
             lines.insert(0, f"isoflop ui {self.machine.storage}   starts MLflow for these links:")
         return "\n        ".join(lines)
+
+
+def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Prepared]:
+    """Every text of the study, with a spinner on a terminal while it takes long."""
+    from rich.console import Console
+
+    console = Console(quiet=quiet)
+    with console.status("preparing the text") as status:
+        return {text: prepare(text, machine.storage / "data", status.update) for text in texts}
 
 
 def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepared) -> Job:
@@ -264,7 +279,9 @@ def _spent(jobs: list[Job], wall: float, at_once: int) -> str:
     }
     shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
     capture = parts["rollouts"] / max(1e-9, parts["training"])
-    return f"done in {duration(wall)} ({shares} of processor time; rollouts {capture:.1%} of training)"
+    return (
+        f"done in {duration(wall)} ({shares} of processor time; rollouts {capture:.1%} of training)"
+    )
 
 
 class _Both:
@@ -329,7 +346,10 @@ def _stoppable(stop_file: Path) -> Iterator[None]:
         if stop_file.exists():
             raise KeyboardInterrupt
         stop_file.touch()
-        print("\nstopping: the running points write a checkpoint (again to end at once)", file=sys.stderr)
+        print(
+            "\nstopping: the running points write a checkpoint (again to end at once)",
+            file=sys.stderr,
+        )
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -338,6 +358,3 @@ def _stoppable(stop_file: Path) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         stop_file.unlink(missing_ok=True)
-
-
-__all__ = ["FINAL", "Campaign", "Machine", "Text"]

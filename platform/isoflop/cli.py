@@ -35,8 +35,12 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="the whole training loop against the matrix products and attention it must do anyway",
     )
-    train.add_argument("--model", action="append", help="a model of the zoo (default: all); repeatable")
-    train.add_argument("--steps", type=int, default=12, help="pairs measured per shape (default: 12)")
+    train.add_argument(
+        "--model", action="append", help="a model of the zoo (default: all); repeatable"
+    )
+    train.add_argument(
+        "--steps", type=int, default=12, help="pairs measured per shape (default: 12)"
+    )
     train.set_defaults(act=_bench_train)
     points = kinds.add_parser(
         "grid", help="what orchestration, tracking and the report add to a grid of short runs"
@@ -47,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
 
     ui = verbs.add_parser("ui", help="show the runs in MLflow (on this machine only)")
     ui.add_argument(
-        "storage", nargs="?", default="studies/results", help="a study's storage folder (default: %(default)s)"
+        "storage",
+        nargs="?",
+        default="studies/results",
+        help="a study's storage folder (default: %(default)s)",
     )
     ui.add_argument("--port", type=int, default=5000, help="default: %(default)s")
     ui.set_defaults(act=_ui)

@@ -39,7 +39,9 @@ class _Running:
 class Progress:
     """Watches the jobs of one study and shows them. Use as a context manager."""
 
-    def __init__(self, jobs: list[Job], finished_before: int, console: Console | None = None) -> None:
+    def __init__(
+        self, jobs: list[Job], finished_before: int, console: Console | None = None
+    ) -> None:
         from rich.console import Console
 
         self.console = console or Console()
@@ -77,7 +79,9 @@ class Progress:
         self.running.pop(job.run.identity, None)
         self.results[job.run.identity] = result
         if result["status"] in ("failed", "diverged"):
-            self.console.print(f"{job.label}: {result['status']} ({result.get('error')})", markup=False)
+            self.console.print(
+                f"{job.label}: {result['status']} ({result.get('error')})", markup=False
+            )
         self._speak()
 
     def _speak(self) -> None:

@@ -64,7 +64,9 @@ class Study:
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
-            raise ValueError(f"a study's name is {self.name!r}; it must be of letters, digits, - and _")
+            raise ValueError(
+                f"a study's name is {self.name!r}; it must be of letters, digits, - and _"
+            )
         for axis in (self.family, self.budget):
             if axis not in self.points.axes:
                 known = ", ".join(self.points.axes)
@@ -90,7 +92,9 @@ def select(study: Study, only: Sequence[str]) -> list[Point]:
         axis, equals, value = choice.partition("=")
         if not equals or axis not in study.points.axes:
             known = ", ".join(study.points.axes)
-            raise ValueError(f"--only {choice}: write AXIS=VALUE with an axis of this study: {known}")
+            raise ValueError(
+                f"--only {choice}: write AXIS=VALUE with an axis of this study: {known}"
+            )
         values = {str(v): v for v in study.points.axes[axis]}
         match = [name for name, v in values.items() if _same(value, v)]
         if not match:
@@ -184,10 +188,16 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     what = text.add_argument_group("what to do (default: train every point that has no result yet)")
     modes = what.add_mutually_exclusive_group()
-    modes.add_argument("--plan", action="store_true", help="print runs, tokens, FLOPs, time; start nothing")
+    modes.add_argument(
+        "--plan", action="store_true", help="print runs, tokens, FLOPs, time; start nothing"
+    )
     modes.add_argument("--print-config", action="store_true", help="print every run as JSON")
-    modes.add_argument("--smoke", action="store_true", help="two steps of the smallest point, in seconds")
-    modes.add_argument("--report", action="store_true", help="rebuild the report from what has finished")
+    modes.add_argument(
+        "--smoke", action="store_true", help="two steps of the smallest point, in seconds"
+    )
+    modes.add_argument(
+        "--report", action="store_true", help="rebuild the report from what has finished"
+    )
     which = text.add_argument_group("which points")
     which.add_argument(
         "--only", action="append", default=[], metavar="AXIS=VALUE",
@@ -198,7 +208,9 @@ def parser(study: Study) -> argparse.ArgumentParser:
         help="change a field of every run: optimizer.lr=1e-3, data=FOLDER, data.tokenizer=bytes",
     )  # fmt: skip
     where = text.add_argument_group("where (never part of a run's identity)")
-    where.add_argument("--address", metavar="ADDR", help="Ray cluster to join (default: a local one)")
+    where.add_argument(
+        "--address", metavar="ADDR", help="Ray cluster to join (default: a local one)"
+    )
     where.add_argument(
         "--workers", type=int, default=1, metavar="N",
         help="processes per run; more than 1 trains with Ray Train (default: 1)",
@@ -207,10 +219,14 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--at-once", type=int, metavar="N", help="runs side by side (default: all cores or GPUs)"
     )
     where.add_argument(
-        "--tracking", metavar="URI", help="MLflow server or database (default: SQLite in the storage)"
+        "--tracking",
+        metavar="URI",
+        help="MLflow server or database (default: SQLite in the storage)",
     )
     where.add_argument(
-        "--storage", metavar="DIR", help="results and prepared text (default: results/ by the study)"
+        "--storage",
+        metavar="DIR",
+        help="results and prepared text (default: results/ by the study)",
     )
     where.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return text

@@ -58,7 +58,9 @@ class Tracker:
         self._ready = threading.Event()
         self._thread.start()
 
-    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def start(
+        self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> None:
         """Open the run that `key` (a run's identity) stands for, or create it."""
         self._queue.put(lambda writer: writer.start(key, name, params, tags))
 
@@ -66,9 +68,7 @@ class Tracker:
         """Records with "step" and any metrics; NaN and infinity are MLflow's to show."""
         self._queue.put(lambda writer: writer.log(key, records))
 
-    def end(
-        self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]
-    ) -> None:
+    def end(self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]) -> None:
         """Final values, files, and the status in MLflow's words."""
         self._queue.put(lambda writer: writer.end(key, status, summary, artifacts))
 
@@ -77,7 +77,9 @@ class Tracker:
         self._queue.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise RuntimeError(f"MLflow at {self.uri} did not take the records within {timeout:.0f} s")
+            raise RuntimeError(
+                f"MLflow at {self.uri} did not take the records within {timeout:.0f} s"
+            )
         if self.error is not None:
             raise RuntimeError(f"MLflow at {self.uri} failed: {self.error}") from self.error
 
@@ -152,7 +154,9 @@ class _Writer:
         self.pending: dict[str, list[dict[str, float]]] = {}
         self.flushed = time.monotonic()
 
-    def start(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    def start(
+        self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> None:
         from mlflow.entities import Param, RunTag
 
         found = self.client.search_runs(
@@ -193,9 +197,7 @@ class _Writer:
         self.pending.clear()
         self.flushed = time.monotonic()
 
-    def end(
-        self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]
-    ) -> None:
+    def end(self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]) -> None:
         from mlflow.entities import Metric, RunTag
 
         self.flush()

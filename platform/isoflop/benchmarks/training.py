@@ -117,10 +117,14 @@ def show(names: list[str] | None, steps: int) -> int:
             raise ValueError(f"--model {name}: known models are {', '.join(ZOO)}")
     torch.set_num_threads(1)
     print("training loop against its matrix products and attention, one thread, float32, CPU time")
-    print(f"{'model':<8} {'shape':<8} {'tokens / CPU s':>15} {'floor / loop':>13} {'(quartiles)':>15}")
+    print(
+        f"{'model':<8} {'shape':<8} {'tokens / CPU s':>15} {'floor / loop':>13} {'(quartiles)':>15}"
+    )
     for name in names or ZOO:
         for shape in SHAPES:
             speed, ratios = measure(ZOO[name], shape, steps)
             low, middle, high = statistics.quantiles(ratios, n=4)
-            print(f"{name:<8} {shape:<8} {speed:15,.0f} {middle:13.2f} {f'({low:.2f}-{high:.2f})':>15}")
+            print(
+                f"{name:<8} {shape:<8} {speed:15,.0f} {middle:13.2f} {f'({low:.2f}-{high:.2f})':>15}"
+            )
     return 0

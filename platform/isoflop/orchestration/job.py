@@ -90,7 +90,11 @@ def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> d
     except Exception as error:
         if ranks.world > 1:
             raise  # the other ranks wait in a collective: let the group be torn down
-        values = {"status": "failed", "error": _last_line(error), "traceback": traceback.format_exc()}
+        values = {
+            "status": "failed",
+            "error": _last_line(error),
+            "traceback": traceback.format_exc(),
+        }
     values = {**values, **_circumstances(ranks, started)}
     if ranks.leads:
         write_json(job.folder / "result.json", values)
@@ -174,7 +178,9 @@ def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
     evaluated = [r["val/loss"] for r in progress.history if "val/loss" in r]
     return {
         "status": outcome.status,
-        "error": None if outcome.status != "diverged" else f"loss not finite at step {progress.step}",
+        "error": None
+        if outcome.status != "diverged"
+        else f"loss not finite at step {progress.step}",
         "step": progress.step,
         "loss": last.get("val/loss") if outcome.status == "finished" else None,
         "best_loss": min(evaluated, default=None),

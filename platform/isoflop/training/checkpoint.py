@@ -42,7 +42,11 @@ class Progress:
 
 
 def save(
-    folder: Path, run: Run, progress: Progress, model: Model, optimizer: torch.optim.Optimizer | None
+    folder: Path,
+    run: Run,
+    progress: Progress,
+    model: Model,
+    optimizer: torch.optim.Optimizer | None,
 ) -> Path:
     """Write `folder/step-N`, atomically, and drop all but the newest `KEPT`. Without an optimizer
     it is a final checkpoint: enough to sample and evaluate, not to go on training."""

@@ -59,7 +59,9 @@ class Inputs:
 class Hooks:
     """What the caller wants from the loop besides the result."""
 
-    report: Report = lambda records: None  # called on every rank, with the records since the last call
+    report: Report = lambda records: (
+        None
+    )  # called on every rank, with the records since the last call
     capture: Capture | None = None
     stop: Callable[[], bool] = lambda: False  # asked at each log; True ends the run at a checkpoint
     warn: Callable[[str], None] = print
@@ -79,7 +81,9 @@ def log_every(steps: int) -> int:
     return min(50, max(1, steps // 100))
 
 
-def train(run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks | None = None) -> Outcome:
+def train(
+    run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks | None = None
+) -> Outcome:
     """Train `run` to its end, from the newest checkpoint in `folder` if there is one.
 
     The same run gives the same losses to the bit on the same machine, interrupted or not, captured or
@@ -108,7 +112,13 @@ class _Session:
         optim: torch.optim.Optimizer,
         progress: Progress,
     ) -> None:
-        self.run, self.inputs, self.ranks, self.folder, self.hooks = run, inputs, ranks, folder, hooks
+        self.run, self.inputs, self.ranks, self.folder, self.hooks = (
+            run,
+            inputs,
+            ranks,
+            folder,
+            hooks,
+        )
         self.model, self.optim, self.progress = model, optim, progress
         self.objective = objectives.build(run.objective)
         self.evaluations = frozenset(points(run.steps, run.evaluation.times))
