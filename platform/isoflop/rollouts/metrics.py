@@ -7,11 +7,11 @@ Most have no good end: a barely trained model repeats less than people do. Such 
 is "band", and `reference` measures held-out text, cut to the same length, to draw the band from.
 
 How many different n-grams a text holds depends on how long it is, so metrics of a whole set are
-stated for `CORPUS_TOKENS` tokens, whatever was written: the expectation over random choices of that
-many tokens' worth of whole rollouts (rarefaction by sampling unit, as ecologists count species:
-Colwell, Mao & Chang 2004). The number of rollouts then changes the error, not the value, as far as the rollouts
-are alike. Those of one prompt resemble each other more, so sets are compared at equally many prompts
-and seeds, as the runs of a study have them.
+stated for `CORPUS_TOKENS` tokens, whatever was written: the expectation over random choices of
+that many tokens' worth of whole rollouts (rarefaction by sampling unit, as ecologists count
+species: Colwell, Mao & Chang 2004). How many rollouts there are then changes the error, not the
+value, as far as all are alike. Those of one prompt resemble each other, so sets are compared at
+equally many prompts and seeds, as the runs of a study have them.
 """
 
 from __future__ import annotations
