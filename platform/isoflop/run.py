@@ -171,7 +171,7 @@ class Run:
         )
         allowed = ("auto", "float32", "bfloat16")
         _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
-        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        _check(0 <= self.seed < 2**64, "seed", self.seed, "at least 0 and below 2**64")
 
     def resolve(self, *, vocab: int, fingerprint: str) -> Run:
         """The run with its vocabulary, its text's fingerprint and its length in whole steps."""
@@ -240,6 +240,15 @@ class Run:
         values["model"] = _build(zoo[kind], values["model"], "model")
         run: Run = _build(Run, values, "run")
         return run
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers alike: a study may write 1 where it means 1.0, and equal runs are one run."""
+    if isinstance(value, dict):
+        return {name: _canonical(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def override(run: Run, path: str, text: str) -> Run:
