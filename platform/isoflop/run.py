@@ -219,7 +219,7 @@ class Run:
         assert self.resolved, "only a resolved run has an identity"
         content = self.as_json()
         del content["checkpoints"], content["data"]["source"]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def as_json(self) -> dict[str, Any]:
