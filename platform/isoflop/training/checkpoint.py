@@ -88,16 +88,17 @@ def load(
     for path in _newest_first(folder):
         try:
             state = json.loads((path / "state.json").read_text())
+            identity, progress = state["identity"], Progress(**state["progress"])
             moments = {} if _ended(path, run) else load_file(path / "optimizer.safetensors")
             load_file(path / "model.safetensors")  # whole? before the model is touched
-        except (OSError, ValueError, SafetensorError) as error:
-            warn(f"checkpoint {path} cannot be read ({error}); trying the one before it")
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            warn(f"checkpoint {path} cannot be read ({error!r}); trying the one before it")
             continue
-        if state["identity"] != run.identity:
-            raise ValueError(f"checkpoint {path} was written by run {state['identity']}")
+        if identity != run.identity:
+            raise ValueError(f"checkpoint {path} was written by run {identity}")
         load_model(model, str(path / "model.safetensors"))
         _unflatten(optimizer, moments)
-        return Progress(**state["progress"])
+        return progress
     return Progress()
 
 
