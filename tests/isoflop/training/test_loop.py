@@ -18,7 +18,7 @@ from isoflop.data.loader import Batches, windows
 from isoflop.data.shards import write
 from isoflop.orchestration.job import Job, execute
 from isoflop.rollouts.capture import read
-from isoflop.run import AdamW, Autoregressive, Checkpoints, Evaluation, Rollouts, Run, Schedule
+from isoflop.run import AdamW, Checkpoints, Evaluation, Rollouts, Run, Schedule
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import held_out
@@ -452,10 +452,6 @@ def test_a_repetitive_text_is_learnt(
     assert losses(outcome)[0] == pytest.approx(math.log(16), rel=0.05)
     assert losses(outcome)[-1] < 0.3
     assert outcome.progress.history[-1]["val/loss"] < 0.3
-
-
-def test_the_objective_is_the_runs(make_run: MakeRun) -> None:
-    assert make_run().objective == Autoregressive()
 
 
 def test_a_lower_precision_trains_with_float32_weights(
