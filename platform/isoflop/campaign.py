@@ -120,6 +120,7 @@ class Campaign:
         """Analyse what there is, write the run table and the report; the verdict in words."""
         from isoflop import report
 
+        self.folder.mkdir(parents=True, exist_ok=True)
         table = record.table(self.jobs)
         record.save(table, self.folder / "runs.parquet")
         axes = {"family": f"axis.{self.study.family}", "budget": f"axis.{self.study.budget}"}
