@@ -122,8 +122,8 @@ class Campaign:
 
         table = record.table(self.jobs)
         record.save(table, self.folder / "runs.parquet")
-        axes = {"family": f"axis.{self.study.family}", "budget": f"axis.{self.study.budget}"}
-        analysis = report.analyse(table, **axes)
+        family, budget = f"axis.{self.study.family}", f"axis.{self.study.budget}"
+        analysis = report.analyse(table, family=family, budget=budget)
         page = report.build(
             self.folder,
             name=self.study.name,
@@ -131,8 +131,9 @@ class Campaign:
             table=table,
             curves=record.curves(self.jobs),
             rollouts=record.rollouts(self.jobs),
+            family=family,
+            budget=budget,
             analysis=analysis,
-            **axes,
         )
         text: str = analysis.verdict.text
         print(f"\n{text}\n\nreport  {page}")

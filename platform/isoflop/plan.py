@@ -19,6 +19,7 @@ from isoflop.orchestration.job import Job
 from isoflop.progress import duration
 from isoflop.run import Run
 from isoflop.training import optimizer
+from isoflop.training.process import settle
 from isoflop.training.step import update
 from models.interface import Config
 
@@ -67,7 +68,7 @@ def throughput(runs: Iterable[Run]) -> dict[Config, float]:
 
     Models whose step is too large to try here take the rate of the largest one tried.
     """
-    torch.set_num_threads(1)
+    settle(threads=1)
     first = {run.model: run for run in runs}
     ordered = sorted(first.values(), key=_step_flops)
     rates: dict[Config, float] = {}

@@ -36,6 +36,7 @@ from isoflop.training.checkpoint import Progress, write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import held_out
 from isoflop.training.loop import Hooks, Inputs, Outcome, Record, train
+from isoflop.training.process import settle
 from models.interface import Model
 
 FINAL = ("finished", "diverged")  # facts of the study; anything else is tried again
@@ -78,7 +79,7 @@ def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> d
     An exception becomes a result of status "failed" with its traceback: it would fail again, so
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
     """
-    torch.set_num_threads(job.threads)
+    settle(job.threads)
     job.folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
     try:
