@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.cache import KeyValueCache
 from models.interface import Config
+from models.kernels import GatedSiLU, RootMeanSquare, TanhGELU, by_hand
 
 INITIAL_STD = 0.02  # GPT-2's (Radford et al. 2019), kept by nearly all decoders since
 
@@ -55,7 +56,27 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
+        if by_hand(x):
+            y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)
+            return y
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016) of a tensor of any shape."""
+    if by_hand(x):
+        y: Tensor = TanhGELU.apply(x)
+        return y
+    return F.gelu(x, approximate="tanh")
+
+
+def gated_silu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of (..., 2F), the gate first, to (..., F) (Shazeer 2020)."""
+    if by_hand(gate_up):
+        y: Tensor = GatedSiLU.apply(gate_up)
+        return y
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def rotary_table(context: int, size: int, theta: float) -> tuple[Tensor, Tensor]:

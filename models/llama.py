@@ -16,7 +16,16 @@ from torch.nn import functional as F
 from models.attention import attend
 from models.cache import KeyValueCache
 from models.interface import Config, FlopCount, Model, ParameterCount
-from models.layers import INITIAL_STD, RMSNorm, check_shape, require, rotary_table, rotate, span
+from models.layers import (
+    INITIAL_STD,
+    RMSNorm,
+    check_shape,
+    gated_silu,
+    require,
+    rotary_table,
+    rotate,
+    span,
+)
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines (T, 1, K), see `layers.rotate`
 
@@ -126,8 +135,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(config.inner, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: Tensor = self.output(F.silu(gate) * up)
+        y: Tensor = self.output(gated_silu(self.gate_up(x)))
         return y
 
 
