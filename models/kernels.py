@@ -1,9 +1,9 @@
 """How do three elementwise layers run fast on a CPU? The same functions, with fewer passes.
 
 On a CPU these layers wait for memory and for `tanh`, not for products. Each class below is one
-function with its gradient written by hand for float32 and float64; elsewhere (a GPU, bfloat16)
-torch's own fused kernels are faster or more exact, and `models/layers.py` calls those. None of them
-can be differentiated twice, and asking for it is an error.
+function with its gradient written by hand for float32 and float64; elsewhere (a GPU, bfloat16, a
+compiled model) torch's own fused kernels are faster or more exact, and `models/layers.py` calls
+those. None of them can be differentiated twice, and asking for it is an error.
 
 Letters: N tokens of a batch, D width, F inner width.
 """
@@ -21,15 +21,16 @@ from torch.nn import functional as F
 
 
 def by_hand(x: Tensor) -> bool:
-    """Is x where the functions of this file are the better ones?"""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    """Is x where the functions of this file are the better ones? A compiler fuses better still."""
+    exact = x.dtype in (torch.float32, torch.float64)
+    return exact and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class TanhGELU(Function):
     """x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), as GPT-2 has it.
 
-    Hendrycks & Gimpel 2016, section 2. Since (1 + tanh u) / 2 = sigmoid(2u), and the sigmoid costs a
-    third of the tanh, it is computed as x s with s = sigmoid(a x + b x^3). The derivative,
+    Hendrycks & Gimpel 2016, section 2. Since (1 + tanh u) / 2 = sigmoid(2u), and torch's sigmoid
+    costs a third of its tanh, it is computed as x s with s = sigmoid(a x + b x^3). The derivative,
     s + s (1 - s) (a x + 3 b x^3), is taken while x is at hand, and kept instead of x.
     """
 
@@ -39,7 +40,7 @@ class TanhGELU(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        a, b = x.new_tensor(TanhGELU.a), TanhGELU.b
+        a, b = x.new_full((), TanhGELU.a), TanhGELU.b
         s = torch.addcmul(a, x, x, value=b).mul_(x).sigmoid_()
         if ctx.needs_input_grad[0]:
             slope = torch.addcmul(a, x, x, value=3 * b).mul_(x)
@@ -50,7 +51,8 @@ class TanhGELU(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (derivative,) = ctx.saved_tensors
-        return gradient * derivative  # type: ignore[no-any-return]
+        result: Tensor = gradient * derivative
+        return result
 
 
 class GatedSiLU(Function):
@@ -63,16 +65,17 @@ class GatedSiLU(Function):
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         """(..., 2F) to (..., F)."""
         gate, up = gate_up.chunk(2, dim=-1)
-        activated = F.silu(gate)
+        activated: Tensor = F.silu(gate)
         ctx.save_for_backward(gate_up, activated)
-        return activated * up
+        y: Tensor = activated * up
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gate_up, activated = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        result = torch.empty_like(gate_up)
+        result: Tensor = torch.empty_like(gate_up)
         of_gate, of_up = result.chunk(2, dim=-1)
         torch.mul(gradient, activated, out=of_up)
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
@@ -80,7 +83,7 @@ class GatedSiLU(Function):
 
 
 class RootMeanSquare(Function):
-    """n w with n = x / sqrt(mean(x^2) + epsilon), over the last axis (Zhang & Sennrich 2019, eq. 4).
+    """n w with n = x / sqrt(mean(x^2) + epsilon) over the last axis (Zhang & Sennrich 2019, eq. 4).
 
     With r the reciprocal root, the gradient is r (g w - n mean(g w n)) for x and sum(g n) for w.
     """

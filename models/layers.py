@@ -57,7 +57,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if by_hand(x):
-            y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)
+            y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
             return y
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
@@ -65,7 +65,7 @@ class RMSNorm(nn.Module):
 def gelu(x: Tensor) -> Tensor:
     """The tanh form of GELU (Hendrycks & Gimpel 2016) of a tensor of any shape."""
     if by_hand(x):
-        y: Tensor = TanhGELU.apply(x)
+        y: Tensor = TanhGELU.apply(x)  # type: ignore[no-untyped-call]
         return y
     return F.gelu(x, approximate="tanh")
 
@@ -73,7 +73,7 @@ def gelu(x: Tensor) -> Tensor:
 def gated_silu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of (..., 2F), the gate first, to (..., F) (Shazeer 2020)."""
     if by_hand(gate_up):
-        y: Tensor = GatedSiLU.apply(gate_up)
+        y: Tensor = GatedSiLU.apply(gate_up)  # type: ignore[no-untyped-call]
         return y
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up

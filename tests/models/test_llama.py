@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -145,6 +146,6 @@ def test_the_published_sizes_count_as_published() -> None:
         ({"rope_theta": 0.0}, "rope_theta is 0.0"),
     ],
 )
-def test_impossible_shapes_are_refused_by_name(changes: dict[str, int], message: str) -> None:
+def test_impossible_shapes_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(BASE, **changes)
