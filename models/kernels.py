@@ -1,11 +1,11 @@
-"""How do three elementwise layers run fast on a CPU? The same functions, with fewer passes.
+"""How do two elementwise layers run fast on a CPU? The same functions, with fewer passes.
 
 On a CPU these layers wait for memory and for `tanh`, not for products. Each class below is one
 function with its gradient written by hand for float32 and float64; elsewhere (a GPU, bfloat16, a
 compiled model) torch's own fused kernels are faster or more exact, and `models/layers.py` calls
 those. None of them can be differentiated twice, and asking for it is an error.
 
-Letters: N tokens of a batch, D width, F inner width.
+Letters: D width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 
 def by_hand(x: Tensor) -> bool:
@@ -55,33 +54,6 @@ class TanhGELU(Function):
         return result
 
 
-class GatedSiLU(Function):
-    """silu(g) u of an input (..., 2F) that holds g and then u (Shazeer 2020).
-
-    The gradient is written into its two halves at once; autograd would join two tensors by copying.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        """(..., 2F) to (..., F)."""
-        gate, up = gate_up.chunk(2, dim=-1)
-        activated: Tensor = F.silu(gate)
-        ctx.save_for_backward(gate_up, activated)
-        y: Tensor = activated * up
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gate_up, activated = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        result: Tensor = torch.empty_like(gate_up)
-        of_gate, of_up = result.chunk(2, dim=-1)
-        torch.mul(gradient, activated, out=of_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
-        return result
-
-
 class RootMeanSquare(Function):
     """n w with n = x / sqrt(mean(x^2) + epsilon) over the last axis (Zhang & Sennrich 2019, eq. 4).
 
@@ -94,7 +66,8 @@ class RootMeanSquare(Function):
         squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         r = squares.div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, r, weight)
-        return (x * r).mul_(weight)
+        y: Tensor = (x * r).mul_(weight)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -190,7 +190,7 @@ def test_flop_counts_equal_torchs(config: Config, context: int) -> None:
 def test_training_flops_equal_torchs(config: Config) -> None:
     model = build(config)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(tokens_of(2, CONTEXT)).sum().backward()  # type: ignore[no-untyped-call]
+        model(tokens_of(2, CONTEXT)).sum().backward()
     assert counter.get_total_flops() == 2 * CONTEXT * config.flops_per_token().training
 
 

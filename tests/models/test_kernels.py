@@ -7,19 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.layers import RMSNorm, gated_silu, gelu
+from models.layers import RMSNorm, gelu
 
 
 def theirs_gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def theirs_gated_silu(x: Tensor) -> Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate) * up
-
-
-PAIRS = {"gelu": (gelu, theirs_gelu), "gated_silu": (gated_silu, theirs_gated_silu)}
+PAIRS = {"gelu": (gelu, theirs_gelu)}
 Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
