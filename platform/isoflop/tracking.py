@@ -150,20 +150,28 @@ class _Writer:
             )
         else:
             self.experiment = str(found.experiment_id)
-        self.runs: dict[str, str] = {}
+        self.runs = self._known()
         self.pending: dict[str, list[dict[str, float]]] = {}
         self.flushed = time.monotonic()
+
+    def _known(self) -> dict[str, str]:
+        """The experiment's runs by identity: a run that goes on is reopened, not made twice."""
+        known: dict[str, str] = {}
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.experiment], page_token=token)
+            for run in page:
+                known[run.data.tags.get("isoflop.identity", "")] = run.info.run_id
+            token = page.token
+            if not token:
+                return known
 
     def start(
         self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> None:
         from mlflow.entities import Param, RunTag
 
-        found = self.client.search_runs(
-            [self.experiment], f"tags.`isoflop.identity` = '{key}'", max_results=1
-        )
-        if found:
-            self.runs[key] = found[0].info.run_id
+        if key in self.runs:
             self.client.update_run(self.runs[key], status="RUNNING")
             return
         everything = {"isoflop.identity": key, **tags}
