@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
@@ -64,6 +65,9 @@ class AdamW:
         _check(self.lr > 0, "optimizer.lr", self.lr, "above 0")
         _check(all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "in [0, 1)")
         _check(self.clip >= 0, "optimizer.clip", self.clip, "at least 0")
+        for name in ("epsilon", "weight_decay"):
+            value = getattr(self, name)
+            _check(value >= 0, f"optimizer.{name}", value, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +165,7 @@ class Run:
                 f"a run takes either tokens or flops, not tokens={self.tokens}, flops={self.flops}"
             )
         length = self.flops if self.tokens is None else self.tokens
-        _check((length or 0) > 0, "tokens or flops", length, "above 0")
+        _check(0 < (length or 0) < math.inf, "tokens or flops", length, "above 0, and finite")
         context = self.model.context
         _check(
             self.batch_tokens > 0 and self.batch_tokens % context == 0,
@@ -171,7 +175,7 @@ class Run:
         )
         allowed = ("auto", "float32", "bfloat16")
         _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
-        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        _check(0 <= self.seed < 2**64, "seed", self.seed, "at least 0 and below 2**64")
 
     def resolve(self, *, vocab: int, fingerprint: str) -> Run:
         """The run with its vocabulary, its text's fingerprint and its length in whole steps."""
@@ -219,7 +223,7 @@ class Run:
         assert self.resolved, "only a resolved run has an identity"
         content = self.as_json()
         del content["checkpoints"], content["data"]["source"]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def as_json(self) -> dict[str, Any]:
@@ -240,6 +244,15 @@ class Run:
         values["model"] = _build(zoo[kind], values["model"], "model")
         run: Run = _build(Run, values, "run")
         return run
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers alike: a study may write 1 where it means 1.0, and equal runs are one run."""
+    if isinstance(value, dict):
+        return {name: _canonical(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def override(run: Run, path: str, text: str) -> Run:
@@ -280,7 +293,7 @@ def _parse(kind: Any, text: str, path: str) -> Any:
 
     adapter = TypeAdapter(kind)
     try:
-        if text[:1] in "[{":
+        if text.startswith(("[", "{")) and kind is not str:
             return adapter.validate_json(text)
         return adapter.validate_strings(text)
     except ValidationError as error:

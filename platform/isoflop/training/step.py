@@ -13,7 +13,8 @@ from isoflop.training.distributed import Ranks
 def seed_step(run: Run, step: int, ranks: Ranks) -> None:
     """Seed torch so that whatever a model draws (dropout, router noise) depends on (seed, step, rank)
     alone: a resumed run draws the same, and nothing between two steps can disturb it."""
-    torch.manual_seed((run.seed * 1_000_003 + step) * 4_099 + ranks.rank)
+    seed = (run.seed * 1_000_003 + step) * 4_099 + ranks.rank
+    torch.manual_seed(seed % 2**64)  # torch takes no more bits
 
 
 def autocast(precision: str, device: str) -> torch.autocast:

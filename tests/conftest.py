@@ -1,0 +1,122 @@
+"""What do the tests of the spine share? A small real text, and runs that take a fraction of a second."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from isoflop.data.loader import Batches, windows
+from isoflop.data.prepare import Prepared, prepare
+from isoflop.orchestration.job import Job
+from isoflop.run import AdamW, Evaluation, Run, Text
+from isoflop.training.evaluate import held_out
+from isoflop.training.loop import Inputs
+from models import Config, GPT2Config, LlamaConfig
+
+SMALL: dict[str, Config] = {
+    "gpt2": GPT2Config(context=32, width=16, depth=2, heads=2),
+    "llama": LlamaConfig(context=32, width=16, depth=2, heads=2),
+    "llama-tied": LlamaConfig(context=32, width=16, depth=1, heads=4, kv_heads=2, tied=True),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As trials have it; more threads than cores would only make the suite slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of some 40 small modules of the standard library, about 300 kB."""
+    folder = tmp_path_factory.mktemp("text")
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.glob("*.py")):
+        if 2_000 < path.stat().st_size < 10_000:
+            shutil.copyfile(path, folder / path.name)
+    assert len(list(folder.iterdir())) > 30
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where texts are prepared, once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def bytes_text(text_folder: Path, cache: Path) -> Prepared:
+    return prepare(Text(source=str(text_folder), tokenizer="bytes", validation=0.1), cache)
+
+
+@pytest.fixture(scope="session")
+def bpe_text(text_folder: Path, cache: Path) -> Prepared:
+    return prepare(Text(source=str(text_folder), tokenizer="bpe-512", validation=0.1), cache)
+
+
+def small_run(model: str | Config = "gpt2", **changes: Any) -> Run:
+    """20 steps of four windows of 32 bytes, unless `changes` say otherwise; not resolved."""
+    values: dict[str, Any] = {
+        "model": SMALL[model] if isinstance(model, str) else model,
+        "data": Text(source="somewhere", tokenizer="bytes", validation=0.1),
+        "optimizer": AdamW(lr=1e-2),
+        "batch_tokens": 128,
+        "evaluation": Evaluation(tokens=512, times=3),
+    }
+    if not changes.keys() & {"tokens", "flops"}:
+        values["tokens"] = 20 * 128
+    return Run(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def unresolved() -> Callable[..., Run]:
+    return small_run
+
+
+@pytest.fixture(scope="session")
+def make_run(bytes_text: Prepared) -> Callable[..., Run]:
+    """`small_run`, resolved on the text as bytes."""
+
+    def make(model: str | Config = "gpt2", **changes: Any) -> Run:
+        run = small_run(model, **changes)
+        return run.resolve(vocab=bytes_text.vocab, fingerprint=bytes_text.fingerprint)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_inputs(bytes_text: Prepared) -> Callable[[Run], Inputs]:
+    """What the loop reads for a run on the text as bytes."""
+
+    def make(run: Run) -> Inputs:
+        context = run.model.context
+        batches = Batches(bytes_text.train(), context=context, rows=run.rows, seed=run.seed)
+        count = max(1, run.evaluation.tokens // context)
+        ids, targets = windows(bytes_text.validation(), context, count)
+        sizes = torch.from_numpy(bytes_text.tokenizer().token_bytes())
+        return Inputs(batches=batches, held_out=held_out(ids, targets, sizes))
+
+    return make
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, bytes_text: Prepared) -> Callable[..., Job]:
+    """A job for a resolved run, in a folder of its own."""
+
+    def make(run: Run, folder: str = "run", **axes: Any) -> Job:
+        return Job(
+            study="test",
+            run=run,
+            axes=axes or {"arch": run.model.name, "lr": run.optimizer.lr},
+            folder=tmp_path / folder,
+            prepared=bytes_text,
+            stop_file=tmp_path / "stop",
+        )
+
+    return make
