@@ -122,7 +122,8 @@ def _train(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> Ou
 
 
 def _keep_newest(folder: Path) -> None:
-    for old in sorted(folder.glob("step-*"))[:-1]:
+    """Only that, and nothing that a killed process left half written."""
+    for old in [*sorted(folder.glob("step-*"))[:-1], *folder.glob(".step-*")]:
         shutil.rmtree(old)
 
 

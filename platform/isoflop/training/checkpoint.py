@@ -50,7 +50,7 @@ def save(
 ) -> Path:
     """Write `folder/step-N`, atomically, and drop all but the newest `KEPT`. Without an optimizer
     it is a final checkpoint: enough to sample and evaluate, not to go on training."""
-    target = folder / f"step-{progress.step:08d}"
+    target = folder / _name(progress.step)
     partial = folder / f".{target.name}.{os.getpid()}"
     partial.mkdir(parents=True, exist_ok=True)
     save_model(model, str(partial / "model.safetensors"))  # stores tied weights once
@@ -82,21 +82,23 @@ def load(
 ) -> Progress:
     """Bring model and optimizer to the newest checkpoint that can be read; a fresh start if none is.
 
+    A final checkpoint, which has no optimizer, is one too: nothing is left to train after it.
     Raises ValueError if a readable checkpoint belongs to another run.
     """
     for path in _newest_first(folder):
         try:
             state = json.loads((path / "state.json").read_text())
-            moments = load_file(path / "optimizer.safetensors")
+            identity, progress = state["identity"], Progress(**state["progress"])
+            moments = {} if _ended(path, run) else load_file(path / "optimizer.safetensors")
             load_file(path / "model.safetensors")  # whole? before the model is touched
-        except (OSError, ValueError, SafetensorError) as error:
-            warn(f"checkpoint {path} cannot be read ({error}); trying the one before it")
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            warn(f"checkpoint {path} cannot be read ({error!r}); trying the one before it")
             continue
-        if state["identity"] != run.identity:
-            raise ValueError(f"checkpoint {path} was written by run {state['identity']}")
+        if identity != run.identity:
+            raise ValueError(f"checkpoint {path} was written by run {identity}")
         load_model(model, str(path / "model.safetensors"))
         _unflatten(optimizer, moments)
-        return Progress(**state["progress"])
+        return progress
     return Progress()
 
 
@@ -131,6 +133,14 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
         index, name = key.split(".", 1)
         values["state"].setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict(values)
+
+
+def _ended(path: Path, run: Run) -> bool:
+    return path.name == _name(run.steps) and not (path / "optimizer.safetensors").exists()
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -143,7 +143,7 @@ class _Session:
             progress.seconds += time.perf_counter() - started
             record = self._record(norm)
             if not math.isfinite(record["train/loss"]):
-                progress.history.append(record)
+                progress.history.append({**self._place(), **record})
                 return self._end("diverged")
             self._look(record)
             if agree(self.hooks.stop(), self.ranks) and progress.step < run.steps:
@@ -177,16 +177,20 @@ class _Session:
             "tokens_per_second": step * self.run.batch_tokens / max(1e-9, self.progress.seconds),
         }
 
-    def _look(self, record: Record) -> None:
-        """Evaluate and capture if it is time, then keep and report the record."""
-        step, run = self.progress.step, self.run
-        place = {
-            "step": step,
-            "tokens": step * run.batch_tokens,
-            "flops": float(step * run.batch_tokens) * run.model.flops_per_token().training,
+    def _place(self) -> Record:
+        """What every record begins with: tables, trackers and displays go by the step."""
+        tokens = self.progress.step * self.run.batch_tokens
+        return {
+            "step": self.progress.step,
+            "tokens": tokens,
+            "flops": float(tokens) * self.run.model.flops_per_token().training,
             "seconds": self.progress.seconds,
         }
-        record = {**place, **record}
+
+    def _look(self, record: Record) -> None:
+        """Evaluate and capture if it is time, then keep and report the record."""
+        step = self.progress.step
+        record = {**self._place(), **record}
         if step in self.evaluations:
             record |= self._evaluate()
         if step in self.captures and self.hooks.capture is not None:
