@@ -251,6 +251,7 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
         study=study.name,
         run=resolved,
         axes=point,
+        label=study.label(point),
         folder=(folder / "runs" / resolved.identity).absolute(),
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
@@ -312,8 +313,10 @@ class _Tracked:
 
     def started(self, job: Job) -> None:
         described = record.described(job.run, job.prepared.train_tokens)
+        # "axis." sorts first, and MLflow's comparison opens with the first three names that differ.
+        axes = {f"axis.{name}": value for name, value in job.axes.items()}
         tags = {"isoflop.kind": "run", "isoflop.study": job.study}
-        self.tracker.start(job.run.identity, job.label, {**described, **job.axes}, tags)
+        self.tracker.start(job.run.identity, job.label, {**axes, **described}, tags)
 
     def progressed(self, job: Job, records: list[Record]) -> None:
         self.tracker.log(job.run.identity, records)

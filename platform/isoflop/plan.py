@@ -17,7 +17,7 @@ import torch
 from isoflop import objectives
 from isoflop.orchestration.job import Job
 from isoflop.progress import duration
-from isoflop.run import Run
+from isoflop.run import Run, short
 from isoflop.training import optimizer
 from isoflop.training.process import settle
 from isoflop.training.step import update
@@ -30,8 +30,6 @@ def show(jobs: list[Job], left: list[Job], workers: int, at_once: int | None) ->
     """Print the table of `jobs` and the cost of those that are `left`."""
     from rich.console import Console
     from rich.table import Table
-
-    from isoflop.orchestration.job import short
 
     rates = throughput(job.run for job in jobs)
     seconds = {job.run.identity: _seconds(job.run, rates) for job in jobs}

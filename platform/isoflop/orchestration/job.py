@@ -49,19 +49,11 @@ class Job:
     study: str
     run: Run
     axes: dict[str, Any]
+    label: str  # what people call it
     folder: Path  # of this run
     prepared: Prepared
     stop_file: Path  # exists when the study is asked to stop
     threads: int = 1  # of this process, on a CPU
-
-    @property
-    def label(self) -> str:
-        return " ".join(f"{name}={short(value)}" for name, value in self.axes.items())
-
-
-def short(value: Any) -> str:
-    """Floats as people say them (3e11), the rest as it is."""
-    return f"{value:.3g}".replace("e+", "e") if isinstance(value, float) else str(value)
 
 
 def result(folder: Path) -> dict[str, Any] | None:

@@ -63,9 +63,14 @@ def test_a_study_end_to_end(
     assert table["loss"].between(0, 6).all()
     assert len(record.rollouts(made.jobs)) == 16 * 2 * 2 * 2
     page = (tmp_path / "tiny" / "report.html").read_text()
-    assert all(identity in page or label in page for identity, label in zip(table["run"], table["label"], strict=True))
+    assert all(
+        identity in page or label in page
+        for identity, label in zip(table["run"], table["label"], strict=True)
+    )
 
-    before = {job.run.identity: (job.folder / "result.json").stat().st_mtime_ns for job in made.jobs}
+    before = {
+        job.run.identity: (job.folder / "result.json").stat().st_mtime_ns for job in made.jobs
+    }
     assert campaign(corpus, tmp_path).go() == 0
     assert "nothing to train" in capsys.readouterr().out
     after = {job.run.identity: (job.folder / "result.json").stat().st_mtime_ns for job in made.jobs}
@@ -157,7 +162,9 @@ def _trainers() -> list[int]:
     import psutil
 
     me = psutil.Process()
-    return [p.pid for p in me.children(recursive=True) if "ImplicitFunc.train" in " ".join(p.cmdline())]
+    return [
+        p.pid for p in me.children(recursive=True) if "ImplicitFunc.train" in " ".join(p.cmdline())
+    ]
 
 
 def test_a_stop_file_ends_the_study_at_checkpoints(
