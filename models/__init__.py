@@ -2,6 +2,7 @@
 
     interface   what every model promises: Config, Model, and the two counts
     layers      small parts that models share: norm, rotary positions, initialisation, checks
+    kernels     two of those layers with fewer passes, for a CPU
     attention   scaled dot-product attention behind one function
     cache       keys and values of the tokens already read, owned by the caller
     gpt2        learned positions, layer norm, GELU, biases, tied head

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.attention import attend
 from models.cache import KeyValueCache
 from models.interface import Config, FlopCount, Model, ParameterCount
-from models.layers import INITIAL_STD, check_shape, require, span
+from models.layers import INITIAL_STD, check_shape, gelu, require, span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.output(F.gelu(self.input(x), approximate="tanh"))
+        y: Tensor = self.output(gelu(self.input(x)))
         return y
 
 

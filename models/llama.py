@@ -16,9 +16,15 @@ from torch.nn import functional as F
 from models.attention import attend
 from models.cache import KeyValueCache
 from models.interface import Config, FlopCount, Model, ParameterCount
-from models.layers import INITIAL_STD, RMSNorm, check_shape, require, rotary_table, rotate, span
-
-Rotation = tuple[Tensor, Tensor]  # cosines and sines (T, 1, K), see `layers.rotate`
+from models.layers import (
+    INITIAL_STD,
+    RMSNorm,
+    check_shape,
+    require,
+    rotary_table,
+    rotate,
+    span,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +110,11 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.width, sum(self.split) * self.size, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, cache: KeyValueCache | None) -> Tensor:
         B, T, D = x.shape
         heads = self.query_key_value(x).view(B, T, -1, self.size)
         q, k, v = heads.split(self.split, dim=2)  # (B, T, H, K), (B, T, G, K), (B, T, G, K)
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -141,7 +147,7 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.width)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, cache: KeyValueCache | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotation, cache)
         y: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return y
@@ -150,8 +156,7 @@ class Block(nn.Module):
 class Llama(Model):
     """The model of a `LlamaConfig` whose vocabulary is known."""
 
-    cosines: Tensor
-    sines: Tensor
+    rotation: Tensor  # cosines and sines of all positions, see `layers.rotary_table`
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -162,9 +167,8 @@ class Llama(Model):
         self.unembedding = (
             None if config.tied else nn.Linear(config.width, config.vocab, bias=False)
         )
-        cosines, sines = rotary_table(config.context, config.size, config.rope_theta)
-        self.register_buffer("cosines", cosines, persistent=False)  # follow from the config
-        self.register_buffer("sines", sines, persistent=False)
+        table = rotary_table(config.context, config.size, config.rope_theta)
+        self.register_buffer("rotation", table, persistent=False)  # follows from the config
         self.initialise()
 
     def initialise(self) -> None:
@@ -187,7 +191,7 @@ class Llama(Model):
         Raises ValueError where the sequence would be longer than the context or the cache.
         """
         where = span(tokens, cache, self.config.context)
-        rotation = self.cosines[where], self.sines[where]
+        rotation = self.rotation[where]
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, rotation, cache)

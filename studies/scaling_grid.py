@@ -6,22 +6,17 @@ python studies/scaling_grid.py --address auto --workers 8 --set data=/data/my-te
 """
 
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Text
-from isoflop.study import Study, grid, main
+from isoflop.study import Grid, Study, grid, main
 from models import Config, GPT2Config, LlamaConfig
 
-CONTEXT = 128
-DEPTH = {24: 1, 32: 2, 48: 2, 64: 3, 96: 4, 128: 4}  # by width
+CONTEXT = 64
+DEPTH = {8: 1, 12: 1, 16: 1, 24: 1, 32: 1, 48: 2, 64: 2}  # by width
 
+# Five sizes per budget, about the optimum that the budget below suggests. At this scale every FLOP goes
+# into few steps, so batches are small and models smaller than anybody would deploy.
+SIZES = {4e10: [8, 12, 16, 24, 32], 1.2e11: [12, 16, 24, 32, 48], 3.6e11: [16, 24, 32, 48, 64]}
 
-def model(arch: str, width: int) -> Config:
-    """Heads of 16, and one table for reading and writing tokens in both."""
-    shape = {"width": width, "depth": DEPTH[width], "heads": max(1, width // 16)}
-    if arch == "gpt2":
-        return GPT2Config(context=CONTEXT, **shape)
-    return LlamaConfig(context=CONTEXT, tied=True, **shape)
-
-
-# Beginnings of real modules, and the empty page: the same for every run, so that runs compare in pairs.
+# Beginnings of real modules, and an empty page: the same for every run, so that runs compare in pairs.
 PROMPTS = (
     "",
     "def main():\n    ",
@@ -34,6 +29,12 @@ PROMPTS = (
 )
 
 
+def model(arch: str, width: int) -> Config:
+    """Heads of 8, and in both one table for reading and writing tokens."""
+    shape = {"width": width, "depth": DEPTH[width], "heads": width // 8, "context": CONTEXT}
+    return GPT2Config(**shape) if arch == "gpt2" else LlamaConfig(**shape, tied=True)
+
+
 def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
     """One point of the grid. Every decision that a run depends on is stated here."""
     return Run(
@@ -41,18 +42,22 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
         data=Text(source="python-stdlib", tokenizer="bpe-2048"),
         flops=flops,
         batch_tokens=4 * CONTEXT,
-        optimizer=AdamW(lr=6e-3 * (32 / width) ** 0.5, betas=(0.9, 0.99)),
-        schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),
-        evaluation=Evaluation(tokens=2**15, times=3),
-        rollouts=Rollouts(prompts=PROMPTS, seeds=4, new_tokens=48, captures=4),
+        optimizer=AdamW(lr=8e-3 * 32 / width, betas=(0.9, 0.99)),  # the step shrinks with the width
+        schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),  # shares of each run's own length
+        evaluation=Evaluation(tokens=2**14, times=2),
+        rollouts=Rollouts(prompts=PROMPTS, seeds=4, new_tokens=40, captures=4),
         seed=seed,
     )
+
+
+def budget(flops: float) -> Grid:
+    return grid(arch=["gpt2", "llama"], width=SIZES[flops], flops=[flops], seed=[0])
 
 
 study = Study(
     name="scaling-grid",
     run=run,
-    points=grid(arch=["gpt2", "llama"], width=list(DEPTH), flops=[1e11, 3e11, 9e11], seed=[0]),
+    points=budget(4e10) + budget(1.2e11) + budget(3.6e11),
     family="arch",
     budget="flops",
 )

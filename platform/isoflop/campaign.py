@@ -124,8 +124,8 @@ class Campaign:
         self.folder.mkdir(parents=True, exist_ok=True)
         table = record.table(self.jobs)
         record.save(table, self.folder / "runs.parquet")
-        axes = {"family": f"axis.{self.study.family}", "budget": f"axis.{self.study.budget}"}
-        analysis = report.analyse(table, **axes)
+        family, budget = f"axis.{self.study.family}", f"axis.{self.study.budget}"
+        analysis = report.analyse(table, family=family, budget=budget)
         page = report.build(
             self.folder,
             name=self.study.name,
@@ -133,8 +133,9 @@ class Campaign:
             table=table,
             curves=record.curves(self.jobs),
             rollouts=record.rollouts(self.jobs),
+            family=family,
+            budget=budget,
             analysis=analysis,
-            **axes,
         )
         text: str = analysis.verdict.text
         print(f"\n{text}\n\nreport  {page}")
@@ -259,6 +260,7 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
         study=study.name,
         run=resolved,
         axes=point,
+        label=study.label(point),
         folder=(folder / "runs" / resolved.identity).absolute(),
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
@@ -320,8 +322,10 @@ class _Tracked:
 
     def started(self, job: Job) -> None:
         described = record.described(job.run, job.prepared.train_tokens)
+        # "axis." sorts first, and MLflow's comparison opens with the first three names that differ.
+        axes = {f"axis.{name}": value for name, value in job.axes.items()}
         tags = {"isoflop.kind": "run", "isoflop.study": job.study}
-        self.tracker.start(job.run.identity, job.label, {**described, **job.axes}, tags)
+        self.tracker.start(job.run.identity, job.label, {**axes, **described}, tags)
 
     def progressed(self, job: Job, records: list[Record]) -> None:
         self.tracker.log(job.run.identity, records)

@@ -17,8 +17,9 @@ import torch
 from isoflop import objectives
 from isoflop.orchestration.job import Job
 from isoflop.progress import duration
-from isoflop.run import Run
+from isoflop.run import Run, short
 from isoflop.training import optimizer
+from isoflop.training.process import settle
 from isoflop.training.step import update
 from models.interface import Config
 
@@ -29,8 +30,6 @@ def show(jobs: list[Job], left: list[Job], workers: int, at_once: int | None) ->
     """Print the table of `jobs` and the cost of those that are `left`."""
     from rich.console import Console
     from rich.table import Table
-
-    from isoflop.orchestration.job import short
 
     rates = throughput(job.run for job in jobs)
     seconds = {job.run.identity: _seconds(job.run, rates) for job in jobs}
@@ -67,7 +66,7 @@ def throughput(runs: Iterable[Run]) -> dict[Config, float]:
 
     Models whose step is too large to try here take the rate of the largest one tried.
     """
-    torch.set_num_threads(1)
+    settle(threads=1)
     first = {run.model: run for run in runs}
     ordered = sorted(first.values(), key=_step_flops)
     rates: dict[Config, float] = {}

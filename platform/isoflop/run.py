@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -253,6 +254,11 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_canonical(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def short(value: Any) -> str:
+    """Floats as people say them (3e11), the rest as it is."""
+    return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:.3g}") if isinstance(value, float) else str(value)
 
 
 def override(run: Run, path: str, text: str) -> Run:

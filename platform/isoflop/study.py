@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.run import Run, override
+from isoflop.run import Run, override, short
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
@@ -30,24 +30,42 @@ Point = dict[str, Any]  # axis name to value
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of the axes' values."""
+    """Points of a study. Add two grids over the same axes to give each its own values."""
 
-    axes: Mapping[str, tuple[Any, ...]]
+    points: tuple[Point, ...]
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """Every axis with its different values, in the order they first appear."""
+        return {
+            name: tuple(dict.fromkeys(point[name] for point in self.points))
+            for name in self.points[0]
+        }
 
     def __iter__(self) -> Iterator[Point]:
-        for values in itertools.product(*self.axes.values()):
-            yield dict(zip(self.axes, values, strict=True))
+        return iter(self.points)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self.points)
+
+    def __add__(self, other: Grid) -> Grid:
+        if set(self.axes) != set(other.axes):
+            raise ValueError(
+                f"grids over different axes cannot be added: {', '.join(self.axes)} "
+                f"and {', '.join(other.axes)}"
+            )
+        return Grid(self.points + other.points)
 
 
 def grid(**axes: Sequence[Any]) -> Grid:
-    """A grid over keyword axes: `grid(width=[64, 128], seed=range(3))`. No axis may be empty."""
+    """Every combination of the axes' values: `grid(width=[64, 128], seed=range(3))`."""
+    if not axes:
+        raise ValueError("a grid needs at least one axis")
     for name, values in axes.items():
         if len(values) == 0:
             raise ValueError(f"axis {name!r} has no values")
-    return Grid({name: tuple(values) for name, values in axes.items()})
+    combinations = itertools.product(*axes.values())
+    return Grid(tuple(dict(zip(axes, values, strict=True)) for values in combinations))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +100,15 @@ class Study:
         """The first line of the study file's docstring."""
         text = sys.modules[self.run.__module__].__doc__ or self.name
         return text.strip().splitlines()[0]
+
+    def label(self, point: Point) -> str:
+        """What people call a point: "llama width=32 flops=1e11"; axes of one value are left out."""
+        varied = {name for name, values in self.points.axes.items() if len(values) > 1}
+        return " ".join(
+            value if isinstance(value, str) else f"{name}={short(value)}"
+            for name, value in point.items()
+            if name in varied or len(varied) == 0
+        )
 
 
 def select(study: Study, only: Sequence[str]) -> list[Point]:
@@ -176,7 +203,7 @@ def _act(campaign: Campaign, options: argparse.Namespace) -> int:
 def parser(study: Study) -> argparse.ArgumentParser:
     """The options every study has, with this study's axes at the end of the help."""
     axes = "\n".join(
-        f"  {name:<8} {', '.join(_shown(v) for v in values)}"
+        f"  {name:<8} {', '.join(short(v) for v in values)}"
         for name, values in study.points.axes.items()
     )
     command = f"python {study.file.parent.name}/{study.file.name}"
@@ -231,7 +258,3 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     where.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return text
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

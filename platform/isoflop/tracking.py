@@ -25,6 +25,7 @@ Record = Mapping[str, float]
 
 BATCH = 1_000  # metrics per call: MLflow's own limit, and 40 times cheaper than one by one
 FLUSH_SECONDS = 5.0
+FIRST = "val/loss"  # MLflow's comparison opens with the metric that was written first
 STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -130,6 +131,12 @@ def links(server: str, experiment: str, runs: list[str]) -> dict[str, str]:
     return found
 
 
+def _shown(name: str) -> str:
+    """A metric's name in MLflow, whose charts are grouped by what stands before the slash: bounds get
+    a group of their own, or every chart of a rollout metric would be followed by two of its bounds."""
+    return name.replace("rollout/", "rollout bounds/") if name.endswith((".low", ".high")) else name
+
+
 class _Writer:
     """The calls to MLflow, on the tracking thread alone."""
 
@@ -150,20 +157,28 @@ class _Writer:
             )
         else:
             self.experiment = str(found.experiment_id)
-        self.runs: dict[str, str] = {}
+        self.runs = self._known()
         self.pending: dict[str, list[dict[str, float]]] = {}
         self.flushed = time.monotonic()
+
+    def _known(self) -> dict[str, str]:
+        """The experiment's runs by identity: a run that goes on is reopened, not made twice."""
+        known: dict[str, str] = {}
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.experiment], page_token=token)
+            for run in page:
+                known[run.data.tags.get("isoflop.identity", "")] = run.info.run_id
+            token = page.token
+            if not token:
+                return known
 
     def start(
         self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> None:
         from mlflow.entities import Param, RunTag
 
-        found = self.client.search_runs(
-            [self.experiment], f"tags.`isoflop.identity` = '{key}'", max_results=1
-        )
-        if found:
-            self.runs[key] = found[0].info.run_id
+        if key in self.runs:
             self.client.update_run(self.runs[key], status="RUNNING")
             return
         everything = {"isoflop.identity": key, **tags}
@@ -187,9 +202,9 @@ class _Writer:
         for key, records in self.pending.items():
             now = int(time.time() * 1000)
             metrics = [
-                Metric(name, float(value), now, int(record["step"]))
+                Metric(_shown(name), float(record[name]), now, int(record["step"]))
                 for record in records
-                for name, value in record.items()
+                for name in sorted(record, key=lambda name: name != FIRST)
                 if name != "step"
             ]
             for start in range(0, len(metrics), BATCH):

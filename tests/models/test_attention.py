@@ -39,10 +39,10 @@ def test_equals_attention_by_hand(new: int, past: int, shared: int, causal: bool
 
 
 def test_gradients_equal_those_by_hand() -> None:
-    inputs = [heads(count, 7, seed).requires_grad_() for seed, count in enumerate((4, 2, 2))]
+    q, k, v = inputs = [heads(n, 7, seed).requires_grad_() for seed, n in enumerate((4, 2, 2))]
     weights = heads(4, 7, 3)
-    ours = torch.autograd.grad((attend(*inputs) * weights).sum(), inputs)
-    theirs = torch.autograd.grad((by_hand(*inputs, causal=True) * weights).sum(), inputs)
+    ours = torch.autograd.grad((attend(q, k, v) * weights).sum(), inputs)
+    theirs = torch.autograd.grad((by_hand(q, k, v, causal=True) * weights).sum(), inputs)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

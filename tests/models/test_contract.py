@@ -104,7 +104,7 @@ def test_reading_through_a_cache_gives_the_same_logits(model: Model, chunks: lis
     tokens = tokens_of(3, sum(chunks))
     cache = model.new_cache(3, CONTEXT)
     parts = []
-    for chunk in tokens.split(chunks, dim=1):
+    for chunk in torch.split(tokens, chunks, dim=1):
         parts.append(model(chunk, cache))
     assert cache.length == sum(chunks)
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-5, atol=1e-5)
@@ -149,7 +149,7 @@ def test_gradients_reach_every_parameter(config: Config) -> None:
     logits = model(tokens_of(4, CONTEXT))
     nn.functional.cross_entropy(
         logits.flatten(0, 1), tokens_of(4, CONTEXT, seed=2).flatten()
-    ).backward()
+    ).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -162,7 +162,7 @@ def test_parameter_counts_equal_the_modules(config: Config) -> None:
     tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     probe = torch.zeros(1, 1, config.width, requires_grad=True)  # type: ignore[attr-defined]
     with torch.enable_grad():
-        model.head(probe).sum().backward()
+        model.head(probe).sum().backward()  # type: ignore[no-untyped-call]
     in_head = {id(p): p for p in model.parameters() if p.grad is not None}
     lookups = sum(p.numel() for key, p in tables.items() if key not in in_head)
     either = sum(p.numel() for p in {**tables, **in_head}.values())
@@ -237,6 +237,13 @@ def test_weights_survive_safetensors(config: Config, tmp_path: Path) -> None:
     assert torch.equal(model(tokens), other(tokens))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_compiling_needs_no_graph_break(name: str) -> None:
+    model, tokens = build(small(name)), tokens_of(2, CONTEXT)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tokens), model(tokens), rtol=1e-5, atol=1e-6)
+
+
 def test_a_model_learns_to_repeat(config: Config) -> None:
     """The loss of a fixed pattern falls to near nothing: gradients point the right way."""
     model = build(config)
@@ -246,7 +253,7 @@ def test_a_model_learns_to_repeat(config: Config) -> None:
         logits = model(tokens[:, :-1]).flatten(0, 1)
         loss = nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert loss.item() < 0.05
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,8 +34,16 @@ def from_hugging_face(weights: Mapping[str, Tensor], config: LlamaConfig) -> dic
     for layer in range(config.depth):
         for our, theirs in names.items():
             parts = [weights[f"model.layers.{layer}.{their}.weight"] for their in theirs]
+            if our == "attention.query_key_value":
+                parts[:2] = [neighbours(part, config.size) for part in parts[:2]]
             ours[f"blocks.{layer}.{our}.weight"] = torch.cat(parts)
     return ours
+
+
+def neighbours(weight: Tensor, size: int) -> Tensor:
+    """The rows of each head reordered: they turn row i with row i + K/2, we turn 2i with 2i + 1."""
+    width = weight.shape[1]
+    return weight.view(-1, 2, size // 2, width).transpose(1, 2).reshape(-1, width)
 
 
 def their_model(config: LlamaConfig) -> torch.nn.Module:
@@ -113,8 +122,8 @@ def test_another_theta_turns_the_heads_otherwise() -> None:
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     q, k = torch.randn(2, 1, 1, 2, 8).unbind(0)
-    cosines, sines = rotary_table(20, 8, 10_000.0)
-    q, k = (rotate(x.expand(1, 20, 2, 8), cosines, sines) for x in (q, k))
+    table = rotary_table(20, 8, 10_000.0)
+    q, k = (rotate(x.expand(1, 20, 2, 8), table) for x in (q, k))
     torch.testing.assert_close(q.norm(dim=-1), q[:, :1].norm(dim=-1).expand(1, 20, 2))
     scores = torch.einsum("bthk,bshk->bhts", q, k)
     torch.testing.assert_close(scores[..., 3:, 3:], scores[..., :-3, :-3], rtol=1e-4, atol=1e-5)
@@ -145,6 +154,6 @@ def test_the_published_sizes_count_as_published() -> None:
         ({"rope_theta": 0.0}, "rope_theta is 0.0"),
     ],
 )
-def test_impossible_shapes_are_refused_by_name(changes: dict[str, int], message: str) -> None:
+def test_impossible_shapes_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(BASE, **changes)

@@ -27,6 +27,7 @@ from isoflop.run import AdamW, Evaluation, Run, Text
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Hooks, Inputs, Record, train
+from isoflop.training.process import settle
 from models import ZOO
 from models.interface import Config
 
@@ -39,11 +40,11 @@ SHAPES = {
 Call = Callable[[], Any]
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the calls that do a step's arithmetic: matrix products and fused attention."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,7 +60,8 @@ def floor(run: Run) -> list[Call]:
     ids = torch.randint(run.model.vocab, (run.rows, run.model.context))
     with _Recorder() as recorder:
         objectives.build(run.objective).loss(model, ids, ids).backward()  # type: ignore[no-untyped-call]
-    return recorder.calls
+    calls: list[Call] = recorder.calls
+    return calls
 
 
 def config(kind: type[Config], shape: str) -> tuple[Config, int]:
@@ -115,7 +117,7 @@ def show(names: list[str] | None, steps: int) -> int:
     for name in names or ():
         if name not in ZOO:
             raise ValueError(f"--model {name}: known models are {', '.join(ZOO)}")
-    torch.set_num_threads(1)
+    settle(threads=1)
     print("training loop against its matrix products and attention, one thread, float32, CPU time")
     print(
         f"{'model':<8} {'shape':<8} {'tokens / CPU s':>15} {'floor / loop':>13} {'(quartiles)':>15}"

@@ -43,6 +43,9 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]
         os.environ.setdefault(name, value)
     import ray
 
+    if ray.is_initialized():  # by whoever called: theirs to end
+        yield _resources()
+        return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         _start(cpus, options)
@@ -52,10 +55,16 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
     try:
-        found = ray.cluster_resources()
-        yield Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
+        yield _resources()
     finally:
         ray.shutdown()
+
+
+def _resources() -> Resources:
+    import ray
+
+    found = ray.cluster_resources()
+    return Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
 
 
 def _start(cpus: int | None, options: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from isoflop.training.checkpoint import Progress, write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import held_out
 from isoflop.training.loop import Hooks, Inputs, Outcome, Record, train
+from isoflop.training.process import settle
 from models.interface import Model
 
 FINAL = ("finished", "diverged")  # facts of the study; anything else is tried again
@@ -48,19 +49,11 @@ class Job:
     study: str
     run: Run
     axes: dict[str, Any]
+    label: str  # what people call it
     folder: Path  # of this run
     prepared: Prepared
     stop_file: Path  # exists when the study is asked to stop
     threads: int = 1  # of this process, on a CPU
-
-    @property
-    def label(self) -> str:
-        return " ".join(f"{name}={short(value)}" for name, value in self.axes.items())
-
-
-def short(value: Any) -> str:
-    """Floats as people say them (3e11), the rest as it is."""
-    return f"{value:.3g}".replace("e+", "e") if isinstance(value, float) else str(value)
 
 
 def result(folder: Path) -> dict[str, Any] | None:
@@ -78,7 +71,7 @@ def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> d
     An exception becomes a result of status "failed" with its traceback: it would fail again, so
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
     """
-    torch.set_num_threads(job.threads)
+    settle(job.threads)
     job.folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
     try:

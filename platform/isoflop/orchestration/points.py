@@ -116,7 +116,8 @@ def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
 
     job = jobs[config["run"]]
     if job.stop_file.exists():
-        return tune.report({"result": {"status": "stopped"}})
+        tune.report({"result": {"status": "stopped"}})
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = _Buffered(lambda records: tune.report({"records": records}))
     values = execute(job, Ranks(device=device), report)

@@ -121,7 +121,7 @@ class _Session:
         )
         self.model, self.optim, self.progress = model, optim, progress
         self.objective = objectives.build(run.objective)
-        self.evaluations = frozenset(points(run.steps, run.evaluation.times))
+        self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)

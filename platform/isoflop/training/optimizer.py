@@ -38,10 +38,8 @@ def learning_rate(schedule: Schedule, step: int, steps: int, peak: float) -> flo
     if schedule.decay == "constant":
         return peak
     progress = (step + 1 - warmup) / max(1, steps - warmup)
-    if schedule.decay == "linear":
-        shape = 1 - progress
-    else:
-        shape = (1 + math.cos(math.pi * progress)) / 2
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    shape = 1 - progress if schedule.decay == "linear" else cosine
     return peak * (schedule.final + (1 - schedule.final) * shape)
 
 

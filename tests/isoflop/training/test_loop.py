@@ -405,9 +405,7 @@ def test_log_every(steps: int, every: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["poisoned", "learning rate"])
-def test_a_diverged_run_says_so_at_once(
-    way: str, make_run: MakeRun, make_job: MakeJob
-) -> None:
+def test_a_diverged_run_says_so_at_once(way: str, make_run: MakeRun, make_job: MakeJob) -> None:
     if way == "poisoned":
         run = make_run(DropoutConfig(context=32, poison=float("inf")))
     else:
@@ -436,15 +434,13 @@ def test_an_error_in_the_model_is_the_callers(
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "llama-tied"])
-def test_a_repetitive_text_is_learnt(
-    model: str, unresolved: MakeRun, tmp_path: Path
-) -> None:
+def test_a_repetitive_text_is_learnt(model: str, unresolved: MakeRun, tmp_path: Path) -> None:
     """Seven tokens in a circle, one of them twice: from ln 16 nats to nearly none."""
     circle = np.tile(np.array([3, 1, 4, 1, 5, 9, 2], dtype=np.uint32), 600)
     file = write(tmp_path, "train", [circle], np.uint16)
-    run = unresolved(
-        model, tokens=100 * 128, evaluation=Evaluation(tokens=256, times=2)
-    ).resolve(vocab=16, fingerprint="circle")
+    run = unresolved(model, tokens=100 * 128, evaluation=Evaluation(tokens=256, times=2)).resolve(
+        vocab=16, fingerprint="circle"
+    )
     batches = Batches(file, context=32, rows=run.rows, seed=0)
     ids, targets = windows(file, 32, 8)
     text = held_out(ids, targets, torch.ones(16, dtype=torch.int64))

@@ -1,0 +1,110 @@
+"""Are the hand-written functions torch's own, gradients included?"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.layers import RMSNorm, gelu
+
+
+def theirs_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+PAIRS = {"gelu": (gelu, theirs_gelu)}
+Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return PAIRS[request.param]
+
+
+def gradients(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = function(leaf)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return y.detach(), torch.autograd.grad(y, leaf, weights)[0]
+
+
+def norms(width: int, dtype: torch.dtype = torch.float32) -> tuple[RMSNorm, torch.nn.RMSNorm]:
+    """Ours and torch's with the same weights."""
+    ours = RMSNorm(width, epsilon=1e-3).to(dtype)
+    theirs = torch.nn.RMSNorm(width, eps=1e-3, dtype=dtype)
+    with torch.no_grad():
+        ours.weight.copy_(torch.rand(width) + 0.5)
+        theirs.weight.copy_(ours.weight)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 10), (1, 1, 2)])
+def test_values_and_gradients_equal_torchs(pair: Pair, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = 4 * torch.randn(shape)
+    for ours, theirs in zip(*(gradients(function, x) for function in pair), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
+
+
+def test_gradients_equal_finite_differences(pair: Pair) -> None:
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pair[0], x)
+
+
+def test_large_inputs_stay_finite(pair: Pair) -> None:
+    x = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 1e4])
+    for ours, theirs in zip(*(gradients(function, x) for function in pair), strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_values_are_the_same_without_gradients(pair: Pair) -> None:
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        quiet = pair[0](x)
+    assert torch.equal(quiet, pair[0](x.requires_grad_()).detach())
+
+
+def test_inputs_are_left_as_they_were(pair: Pair) -> None:
+    x = torch.randn(3, 8)
+    before = x.clone()
+    gradients(pair[0], x)
+    assert torch.equal(x, before)
+
+
+def test_bfloat16_is_left_to_torch(pair: Pair) -> None:
+    x = torch.randn(3, 8).bfloat16()
+    assert torch.equal(pair[0](x), pair[1](x))
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong(pair: Pair) -> None:
+    x = torch.randn(3, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(pair[0](x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 10), (1, 1, 2)])
+def test_the_norm_equals_torchs(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weights = 3 * torch.randn(shape), torch.randn(shape)
+    results = []
+    for norm in norms(shape[-1]):
+        leaf = x.clone().requires_grad_()
+        y = norm(leaf)
+        results.append((y, *torch.autograd.grad(y, (leaf, norm.weight), weights)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_norms_gradients_equal_finite_differences() -> None:
+    ours, _ = norms(6, torch.float64)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: ours(x), (x, ours.weight))
+
+
+def test_the_norm_of_nothing_is_nothing() -> None:
+    y = norms(4)[0](torch.zeros(2, 4))
+    assert torch.equal(y, torch.zeros(2, 4))
