@@ -86,12 +86,18 @@ def curves(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """Of the whole run, or of an unfinished one up to its newest checkpoint."""
-    if (folder / "history.json").exists():
-        history: list[dict[str, float]] = json.loads((folder / "history.json").read_text())
+    """Of the whole run, or of an unfinished one up to its newest checkpoint that can be read: one may
+    be torn, or make room for another while a running study is reported on."""
+    checkpoints = sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True)
+    for path in (folder / "history.json", *checkpoints):
+        try:
+            values = json.loads(path.read_text())
+            history: list[dict[str, float]]
+            history = values if isinstance(values, list) else values["progress"]["history"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
         return history
-    states = sorted(folder.glob("checkpoints/step-*/state.json"))
-    return json.loads(states[-1].read_text())["progress"]["history"] if states else []
+    return []
 
 
 def rollouts(jobs: Sequence[Job]) -> pd.DataFrame:
