@@ -18,7 +18,7 @@ import torch
 from isoflop.data.loader import Batches, windows
 from isoflop.data.prepare import Prepared, prepare
 from isoflop.orchestration.job import Job
-from isoflop.run import AdamW, Evaluation, Run, Text
+from isoflop.run import AdamW, Evaluation, Run, Text, short
 from isoflop.training.evaluate import held_out
 from isoflop.training.loop import Inputs
 from models import Config, GPT2Config, LlamaConfig
@@ -119,7 +119,8 @@ def make_job(tmp_path: Path, bytes_text: Prepared) -> Callable[..., Job]:
         return Job(
             study="test",
             run=run,
-            axes=axes or {"arch": run.model.name, "lr": run.optimizer.lr},
+            axes=axes,
+            label=" ".join(f"{name}={short(value)}" for name, value in axes.items()),
             folder=tmp_path / folder,
             prepared=bytes_text,
             stop_file=tmp_path / "stop",

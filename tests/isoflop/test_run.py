@@ -25,6 +25,7 @@ from isoflop.run import (
     Schedule,
     Text,
     override,
+    short,
 )
 from models import ZOO, GPT2Config, LlamaConfig
 
@@ -162,6 +163,14 @@ def test_equal_numbers_are_one_run_however_they_are_written() -> None:
     same = resolved(optimizer=AdamW(lr=1.0), rollouts=Rollouts(temperature=0.0))
     assert one == same
     assert one.identity == same.identity
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    (3e11, "3e11"), (1e-5, "1e-5"), (123456.0, "1.23e5"), (0.001, "0.001"), (1e100, "1e100"),
+    (2.5e-10, "2.5e-10"), (0.0, "0"), (7, "7"), (100000, "100000"), ("gpt2", "gpt2"), (True, "True"),
+])  # fmt: skip
+def test_short(value: Any, said: str) -> None:
+    assert short(value) == said
 
 
 # --- JSON ----------------------------------------------------------------------------------------

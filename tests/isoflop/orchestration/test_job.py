@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from isoflop import __version__
-from isoflop.orchestration.job import FINAL, Job, execute, result, short
+from isoflop.orchestration.job import FINAL, Job, execute, result
 from isoflop.rollouts.capture import read
 from isoflop.run import Checkpoints, Evaluation, Rollouts, Run
 from isoflop.training.distributed import Ranks
@@ -57,7 +57,7 @@ def test_a_result_sums_up_the_history(make_run: MakeRun, make_job: MakeJob) -> N
     before = time.time()
     values = execute(job, Ranks(), history.extend)
     evaluated = [r["val/loss"] for r in history if "val/loss" in r]
-    assert len(evaluated) == 3
+    assert len(evaluated) == 4
     assert values["loss"] == evaluated[-1] and values["best_loss"] == min(evaluated)
     assert values["train_loss"] == history[-1]["train/loss"]
     assert values["bits_per_byte"] == history[-1]["val/bits_per_byte"]
@@ -216,9 +216,3 @@ def test_a_death_between_the_last_checkpoint_and_the_result_repeats_nothing(
     again = execute(job, Ranks(), reported.extend)
     assert again["status"] == "finished" and reported == []
     assert (again["loss"], again["seconds"]) == (values["loss"], values["seconds"])
-
-
-def test_labels_are_as_people_say_it(make_run: MakeRun, make_job: MakeJob) -> None:
-    job = make_job(make_run(), arch="gpt2", flops=3e11, lr=0.001, width=64, tied=True)
-    assert job.label == "arch=gpt2 flops=3e11 lr=0.001 width=64 tied=True"
-    assert [short(v) for v in (1e-5, 123456.0, 0.5, 7)] == ["1e-05", "1.23e05", "0.5", "7"]

@@ -319,7 +319,7 @@ def test_evaluation_changes_no_bit(
         [r["step"] for r in outcome.progress.history if "val/loss" in r]
         for outcome in (first, second)
     ]
-    assert evaluated == [[1, 2, 5, 10, 20], [20]]
+    assert evaluated == [[0, 1, 2, 5, 10, 20], [0, 20]]
 
 
 def test_a_capture_is_asked_at_its_steps_with_the_model_of_that_step(

@@ -1,0 +1,84 @@
+"""Is the plan's arithmetic right, and are its rates measured?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop import plan
+from isoflop.orchestration.job import Job
+from isoflop.plan import makespan, show, throughput
+from isoflop.run import Run, short
+
+MakeRun = Callable[..., Run]
+MakeJob = Callable[..., Job]
+
+
+@pytest.mark.parametrize(("seconds", "slots", "expected"), [
+    ([], 2, 0.0),
+    ([5.0], 3, 5.0),
+    ([1.0, 2.0, 3.0], 1, 6.0),
+    ([3.0, 1.0, 2.0], 2, 3.0),
+    ([4.0, 3.0, 3.0], 2, 6.0),
+])  # fmt: skip
+def test_makespan(seconds: list[float], slots: int, expected: float) -> None:
+    assert makespan(seconds, slots) == expected
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), st.integers(1, 9))
+def test_makespan_is_near_the_best_possible(seconds: list[float], slots: int) -> None:
+    """Graham 1969: biggest first is at most 4/3 of the best, which is at least both bounds below."""
+    found = makespan(seconds, slots)
+    least = max(max(seconds), sum(seconds) / slots)
+    assert least * (1 - 1e-9) <= found <= max(seconds) + sum(seconds) / slots + 1e-6
+
+
+def test_rates_are_measured_for_every_model(make_run: MakeRun) -> None:
+    runs = [make_run("gpt2"), make_run("gpt2", seed=1), make_run("llama")]
+    rates = throughput(runs)
+    assert set(rates) == {run.model for run in runs}
+    assert all(1e6 < rate < 1e15 for rate in rates.values())
+
+
+def test_models_too_large_to_try_take_the_rate_of_the_largest_tried(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = sorted(
+        (make_run("gpt2"), make_run("llama")),
+        key=lambda run: run.model.flops_per_token().training,
+    )
+    tried: list[Run] = []
+
+    def measured(run: Run) -> float:
+        tried.append(run)
+        return 7.0
+
+    monkeypatch.setattr(plan, "LARGEST_STEP", 1.0)
+    monkeypatch.setattr(plan, "_measure", measured)
+    assert throughput([large, small]) == {small.model: 7.0, large.model: 7.0}
+    assert tried == [small], "the smallest is always tried"
+
+
+def test_show_adds_up(
+    make_run: MakeRun,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = [make_job(make_run(seed=seed), str(seed), seed=seed) for seed in range(3)]
+    rate = jobs[0].run.training_flops / 60.0  # a minute each, and a third of one of evaluation
+    monkeypatch.setattr(plan, "throughput", lambda runs: {jobs[0].run.model: rate})
+    show(jobs, jobs[:2], workers=1, at_once=1)
+    shown = capsys.readouterr().out
+    assert shown.count("seed=") == 3 and shown.count("finished") == 1
+    each = 60.0 * (1 + 512 * 3 / 3 / 2560)
+    total = 2.0 * jobs[0].run.training_flops
+    assert f"2 of 3 runs to train: {short(total)} FLOPs" in shown
+    assert f"about {plan.duration(2 * each)} with 1 at once" in shown
+    show(jobs, jobs[:2], workers=1, at_once=2)
+    assert f"about {plan.duration(each)} with 2 at once" in capsys.readouterr().out
+    show(jobs, [], workers=1, at_once=None)
+    assert "0 of 3 runs to train: 0 FLOPs, about 0 s" in capsys.readouterr().out

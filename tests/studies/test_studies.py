@@ -1,0 +1,147 @@
+"""Is every study file what a study is: a question, points that build, and nothing done at import?"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from isoflop.campaign import Machine
+from isoflop.run import Run
+from isoflop.study import Study, build, main, parser
+from models import ZOO
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "studies").glob("*.py"))
+
+
+class Watch:
+    """Notes files opened, sockets and processes while it is on. A hook cannot be taken off again."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: list[str] = []
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open" and isinstance(arguments[0], str | Path):
+            self.seen.append(f"open {arguments[0]}")
+        elif event.startswith(("socket.", "subprocess.", "os.mkdir", "os.rename", "os.remove")):
+            self.seen.append(f"{event} {arguments}")
+
+
+WATCH = Watch()
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"study_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=FILES, ids=[path.stem for path in FILES])
+def path(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture
+def study(path: Path) -> Iterator[Study]:
+    module = load(path)
+    yield module.study
+    del sys.modules[module.__name__]
+
+
+def test_there_are_studies() -> None:
+    assert FILES
+
+
+def test_importing_does_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(path)  # what it imports is there now
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    WATCH.seen.clear()
+    WATCH.on = True
+    try:
+        load(path)
+    finally:
+        WATCH.on = False
+    own = (f"open {path}", f"open {path.parent / '__pycache__' / path.stem}.")
+    assert [seen for seen in WATCH.seen if not seen.startswith(own)] == []
+    assert output.getvalue() == ""
+
+
+def test_the_watch_sees(tmp_path: Path) -> None:
+    """Else the test above would prove nothing."""
+    WATCH.seen.clear()
+    WATCH.on = True
+    try:
+        (tmp_path / "x").write_text("x")
+    finally:
+        WATCH.on = False
+    assert WATCH.seen == [f"open {tmp_path / 'x'}"]
+
+
+def test_it_asks_a_question(path: Path, study: Study) -> None:
+    assert study.question.rstrip().endswith("?")
+    assert study.name == path.stem.replace("_", "-"), "its results lie under its name"
+    assert study.file == path
+
+
+def test_every_point_builds_a_run_of_its_own(study: Study) -> None:
+    runs = [build(study, point, []) for point in study.points]
+    assert len({json.dumps(run.as_json()) for run in runs}) == len(study.points) > 1
+    for run in runs:
+        assert Run.from_json(json.loads(json.dumps(run.as_json())), ZOO) == run
+        resolved = run.resolve(vocab=2048, fingerprint="x")
+        assert resolved.steps > 1
+        assert resolved.rollouts.new_tokens < resolved.model.context
+
+
+def test_compared_runs_differ_by_their_axes_only(study: Study) -> None:
+    """Same text, same evaluation, same rollouts: losses and completions compare."""
+    runs = [build(study, point, []) for point in study.points]
+    assert len({(run.data, run.evaluation, run.rollouts) for run in runs}) == 1
+
+
+def test_help(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(study, ["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert study.question in shown and f"{len(study.points)} points" in shown
+    for axis in study.points.axes:
+        assert axis in shown
+
+
+def test_results_lie_beside_the_file(path: Path, study: Study) -> None:
+    options = parser(study).parse_args([])
+    storage = Path(options.storage or study.file.parent / "results")
+    assert storage == path.parent / "results"
+    assert Machine(storage=storage).tracking_uri == f"sqlite:///{storage / 'mlflow.db'}"
+
+
+def test_a_study_is_a_program(path: Path) -> None:
+    """As the README starts it: `python studies/NAME.py`, from the project's folder."""
+    environment = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    shown = subprocess.run(
+        [sys.executable, str(path.relative_to(ROOT)), "--only", "nothing=1"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.returncode == 2 and shown.stdout == ""
+    (line,) = shown.stderr.splitlines()
+    assert line.startswith("error: --only nothing=1")
