@@ -43,9 +43,7 @@ def test_an_unknown_model_is_refused_with_what_there_is(
     assert "gpt2" in line and "llama" in line
 
 
-def test_ui_without_a_study_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ui_without_a_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("ui", str(tmp_path)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: there is no {tmp_path / 'mlflow.db'}; " + (

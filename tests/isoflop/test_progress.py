@@ -69,9 +69,7 @@ def test_a_log_stays_quiet_before_anything_is_known(jobs: list[Job], clock: Cloc
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_failures_are_said_aloud_in_one_line(
-    terminal: bool, jobs: list[Job], clock: Clock
-) -> None:
+def test_failures_are_said_aloud_in_one_line(terminal: bool, jobs: list[Job], clock: Clock) -> None:
     progress, page = watch(jobs, terminal=terminal)
     error = "ValueError: [red]x[/red] " + "long " * 30
     with progress:
