@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from isoflop.run import AdamW, Evaluation, Run, Text
 from isoflop.training.evaluate import held_out
 from isoflop.training.loop import Inputs
 from models import Config, GPT2Config, LlamaConfig
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SMALL: dict[str, Config] = {
     "gpt2": GPT2Config(context=32, width=16, depth=2, heads=2),
@@ -120,3 +126,35 @@ def make_job(tmp_path: Path, bytes_text: Prepared) -> Callable[..., Job]:
         )
 
     return make
+
+
+@pytest.fixture
+def start_jobs(tmp_path: Path) -> Iterator[Callable[[list[Job], int], list[subprocess.Popen[str]]]]:
+    """Starts `world` processes that carry out the jobs together; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(jobs: list[Job], world: int) -> list[subprocess.Popen[str]]:
+        spec = tmp_path / f"jobs-{len(started)}.json"
+        spec.write_text(json.dumps([_described(job) for job in jobs]))
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
+        script = ROOT / "tests" / "isoflop" / "run_job.py"
+        for rank in range(world):
+            command = [sys.executable, str(script), str(spec), str(rank), str(world)]
+            started.append(
+                subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            )
+        return started[-world:]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _described(job: Job) -> dict[str, Any]:
+    return {
+        "run": job.run.as_json(),
+        "folder": str(job.folder),
+        "prepared": str(job.prepared.folder),
+        "stop_file": str(job.stop_file),
+    }

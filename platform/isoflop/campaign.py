@@ -30,6 +30,7 @@ from isoflop import record, tracking
 from isoflop.data.prepare import Prepared, prepare
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.progress import Progress, duration
+from isoflop.rollouts import capture
 from isoflop.run import Run, Text
 from isoflop.study import Point, Study, UserError, build
 from isoflop.training.distributed import Ranks
@@ -120,6 +121,7 @@ class Campaign:
         """Analyse what there is, write the run table and the report; the verdict in words."""
         from isoflop import report
 
+        self.folder.mkdir(parents=True, exist_ok=True)
         table = record.table(self.jobs)
         record.save(table, self.folder / "runs.parquet")
         family, budget = f"axis.{self.study.family}", f"axis.{self.study.budget}"
@@ -246,6 +248,13 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
                 f"the {split} text has {tokens} tokens, fewer than the {need} of one window; "
                 "use more text or a smaller model.context"
             )
+    if resolved.rows % machine.workers:
+        raise ValueError(
+            f"a batch of {resolved.rows} rows cannot be shared equally by {machine.workers} workers; "
+            "choose --workers or batch_tokens so that it can"
+        )
+    if resolved.rollouts.prompts:
+        capture.check(resolved.rollouts, resolved.model.context)
     folder = machine.storage / study.name
     return Job(
         study=study.name,

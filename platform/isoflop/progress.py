@@ -80,7 +80,9 @@ class Progress:
         self.results[job.run.identity] = result
         if result["status"] in ("failed", "diverged"):
             self.console.print(
-                f"{job.label}: {result['status']} ({result.get('error')})", markup=False
+                f"{job.label}: {result['status']} ({result.get('error')})",
+                markup=False,
+                soft_wrap=True,  # one line in a log, whatever its width
             )
         self._speak()
 

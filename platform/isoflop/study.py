@@ -122,10 +122,11 @@ def select(study: Study, only: Sequence[str]) -> list[Point]:
             raise ValueError(
                 f"--only {choice}: write AXIS=VALUE with an axis of this study: {known}"
             )
-        values = {str(v): v for v in study.points.axes[axis]}
-        match = [name for name, v in values.items() if _same(value, v)]
+        values = study.points.axes[axis]
+        match = [str(v) for v in values if _same(value, v)]
         if not match:
-            raise ValueError(f"--only {choice}: {axis} has the values {', '.join(values)}")
+            known = ", ".join(_shown(v) for v in values)
+            raise ValueError(f"--only {choice}: {axis} has the values {known}")
         wanted.setdefault(axis, set()).update(match)
     return [p for p in points if all(str(p[axis]) in allowed for axis, allowed in wanted.items())]
 

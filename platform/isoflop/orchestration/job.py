@@ -59,10 +59,10 @@ class Job:
 def result(folder: Path) -> dict[str, Any] | None:
     """What `result.json` in a run's folder says; None if the run has not ended (or the file is torn)."""
     try:
-        values: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        values = json.loads((folder / "result.json").read_text())
+    except (FileNotFoundError, ValueError):  # no JSON, or no text at all
         return None
-    return values
+    return values if isinstance(values, dict) else None
 
 
 def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> dict[str, Any]:

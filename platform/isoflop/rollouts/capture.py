@@ -82,6 +82,19 @@ def schedule(steps: int, captures: int) -> tuple[int, ...]:
     return tuple(sorted({0, steps, *points.tolist()}))
 
 
+def check(rollouts: Rollouts, context: int) -> None:
+    """Raises ValueError where prompts repeat, or `new_tokens` leaves no room for them in a context."""
+    prompts, new_tokens = rollouts.prompts, rollouts.new_tokens
+    if len(set(prompts)) < len(prompts):
+        twice = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
+        raise ValueError(f"rollouts.prompts has {twice!r} twice; each prompt may stand there once")
+    if new_tokens >= context:
+        raise ValueError(
+            f"rollouts.new_tokens is {new_tokens}; it must be below the model's context of "
+            f"{context} tokens, which holds the prompt too"
+        )
+
+
 @dataclass
 class Budget:
     """Is there time for this capture? Step 0 and the end are always taken, whatever they cost.
@@ -125,7 +138,7 @@ class Captured:
 class Capture:
     """The prompts of one run, ready to be asked at any step: call it with the model.
 
-    Raises ValueError where prompts repeat, or where `rollouts.new_tokens` leaves no room for them.
+    Raises ValueError where `check` does.
     """
 
     rollouts: Rollouts
@@ -138,17 +151,7 @@ class Capture:
     axes: Mapping[str, Any] = field(default_factory=dict)  # plain values: written as JSON
 
     def __post_init__(self) -> None:
-        prompts, new_tokens = self.rollouts.prompts, self.rollouts.new_tokens
-        if len(set(prompts)) < len(prompts):
-            twice = next(prompt for prompt in prompts if prompts.count(prompt) > 1)
-            raise ValueError(
-                f"rollouts.prompts has {twice!r} twice; each prompt may stand there once"
-            )
-        if new_tokens >= self.context:
-            raise ValueError(
-                f"rollouts.new_tokens is {new_tokens}; it must be below the model's context of "
-                f"{self.context} tokens, which holds the prompt too"
-            )
+        check(self.rollouts, self.context)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.parquet"

@@ -1,0 +1,54 @@
+"""Carries out jobs as a process of its own, alone or as one of several: for tests that need real ones.
+
+python run_job.py JOBS.json RANK WORLD, where JOBS.json is a list of {run, folder, prepared, stop_file}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from isoflop.data.prepare import Prepared
+from isoflop.orchestration.job import Job, execute
+from isoflop.run import Run
+from isoflop.training.distributed import Ranks
+from models import ZOO
+
+
+def job(values: dict[str, Any]) -> Job:
+    return Job(
+        study="test",
+        run=Run.from_json(values["run"], ZOO),
+        axes={},
+        folder=Path(values["folder"]),
+        prepared=Prepared.load(Path(values["prepared"])),
+        stop_file=Path(values["stop_file"]),
+    )
+
+
+def main(spec: Path, rank: int, world: int) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{spec.with_suffix('.store').absolute()}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=60),
+        )
+    for values in json.loads(spec.read_text()):
+        ended = execute(job(values), Ranks(rank=rank, world=world), lambda records: None)
+        if ended["status"] == "failed":
+            raise RuntimeError(ended["traceback"])
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
