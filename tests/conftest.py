@@ -120,6 +120,7 @@ def make_job(tmp_path: Path, bytes_text: Prepared) -> Callable[..., Job]:
             study="test",
             run=run,
             axes=axes or {"arch": run.model.name, "lr": run.optimizer.lr},
+            label="a run",
             folder=tmp_path / folder,
             prepared=bytes_text,
             stop_file=tmp_path / "stop",

@@ -14,9 +14,11 @@ Whatever has a final result is never run again, so the same command resumes, ext
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -138,7 +140,9 @@ class Campaign:
             analysis=analysis,
         )
         text: str = analysis.verdict.text
-        print(f"\n{text}\n\nreport  {page}")
+        sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
+        print("\n" + "\n".join(textwrap.fill(line, 100) for line in sentences))
+        print(f"\nreport  {page}")
         return text
 
     def go(self) -> int:

@@ -26,6 +26,7 @@ def job(values: dict[str, Any]) -> Job:
         study="test",
         run=Run.from_json(values["run"], ZOO),
         axes={},
+        label="a run",
         folder=Path(values["folder"]),
         prepared=Prepared.load(Path(values["prepared"])),
         stop_file=Path(values["stop_file"]),

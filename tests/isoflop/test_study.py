@@ -109,7 +109,9 @@ def test_select(only: list[str], count: int) -> None:
 
 def test_select_compares_words_and_truths() -> None:
     study = Study(
-        name="s", run=run, points=grid(arch=["a", "1"], flops=[1.5], tied=[True, False], x=[None, 1])
+        name="s",
+        run=run,
+        points=grid(arch=["a", "1"], flops=[1.5], tied=[True, False], x=[None, 1]),
     )
     assert {p["tied"] for p in select(study, ["tied=True"])} == {True}
     assert {p["arch"] for p in select(study, ["arch=1"])} == {"1"}
@@ -238,9 +240,7 @@ def test_two_drivers_of_one_study_are_one_too_many(
     assert "another process is running this study" in capsys.readouterr().err
 
 
-def test_points_that_become_the_same_run_are_trained_once(
-    storage: Path, text_folder: Path
-) -> None:
+def test_points_that_become_the_same_run_are_trained_once(storage: Path, text_folder: Path) -> None:
     overrides = [f"data={text_folder}", "flops=5e7"]
     points = select(STUDY, ["flops=1e8"])
     campaign = Campaign.prepare(STUDY, Machine(storage=storage), points, overrides, quiet=True)

@@ -41,7 +41,12 @@ def test_a_run_with_its_curve_summary_and_files(store: str, tmp_path: Path) -> N
     tracker = Tracker(store, "curve", tmp_path / "artifacts")
     tracker.start("a1", "gpt2 width=8", {"width": 8}, {"isoflop.kind": "run"})
     tracker.log("a1", records(0, 1, 2))
-    tracker.end("a1", "finished", {"loss": 3.1, "error": None}, [tmp_path / "run.json", tmp_path / "rollouts"])
+    tracker.end(
+        "a1",
+        "finished",
+        {"loss": 3.1, "error": None},
+        [tmp_path / "run.json", tmp_path / "rollouts"],
+    )
     tracker.close()
     (run,) = runs(store, "curve")
     assert run.info.status == "FINISHED" and run.info.run_name == "gpt2 width=8"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from isoflop import __version__
-from isoflop.orchestration.job import FINAL, Job, execute, result, short
+from isoflop.orchestration.job import FINAL, Job, execute, result
+from isoflop.run import short
 from isoflop.rollouts.capture import read
 from isoflop.run import Checkpoints, Evaluation, Rollouts, Run
 from isoflop.training.distributed import Ranks
@@ -72,9 +73,7 @@ def test_a_result_sums_up_the_history(make_run: MakeRun, make_job: MakeJob) -> N
     assert values["versions"]["isoflop"] == __version__
 
 
-def test_rollouts_are_rows_from_the_start_to_the_end(
-    make_run: MakeRun, make_job: MakeJob
-) -> None:
+def test_rollouts_are_rows_from_the_start_to_the_end(make_run: MakeRun, make_job: MakeJob) -> None:
     job = make_job(make_run("llama", rollouts=ASKED), arch="llama")
     run(job)
     rows = read(job.folder / "rollouts")
@@ -152,7 +151,9 @@ def test_a_torn_result_is_none(content: bytes, tmp_path: Path) -> None:
 def assert_same(one: Job, other: Job) -> None:
     """Weights and losses to the bit, and every rollout."""
     weights = [
-        (job.folder / "checkpoints" / f"step-{job.run.steps:08d}" / "model.safetensors").read_bytes()
+        (
+            job.folder / "checkpoints" / f"step-{job.run.steps:08d}" / "model.safetensors"
+        ).read_bytes()
         for job in (one, other)
     ]
     assert weights[0] == weights[1]
@@ -190,7 +191,9 @@ def test_a_killed_process_loses_nothing_before_its_last_checkpoint(
     asked = replace(ASKED, captures=2, budget=0.0)
     short_run = make_run("llama", tokens=150 * 128, rollouts=asked)
     whole, killed = (make_job(short_run, folder) for folder in ("whole", "killed"))
-    often = replace(short_run, checkpoints=Checkpoints(seconds=0))  # the same run: its identity says so
+    often = replace(
+        short_run, checkpoints=Checkpoints(seconds=0)
+    )  # the same run: its identity says so
     (process,) = start_jobs([replace(killed, run=often)], 1)
     wait_for_step(process, killed.folder, 30)
     os.kill(process.pid, signal.SIGKILL)
