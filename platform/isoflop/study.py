@@ -125,7 +125,7 @@ def select(study: Study, only: Sequence[str]) -> list[Point]:
         values = study.points.axes[axis]
         match = [str(v) for v in values if _same(value, v)]
         if not match:
-            known = ", ".join(_shown(v) for v in values)
+            known = ", ".join(short(v) for v in values)
             raise ValueError(f"--only {choice}: {axis} has the values {known}")
         wanted.setdefault(axis, set()).update(match)
     return [p for p in points if all(str(p[axis]) in allowed for axis, allowed in wanted.items())]
