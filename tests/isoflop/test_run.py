@@ -325,7 +325,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: Rollouts(temperature=-1.0), "rollouts.temperature is -1.0"),
     (lambda: Rollouts(new_tokens=0), "rollouts.new_tokens is 0"),
     (lambda: Rollouts(captures=1), "rollouts.captures is 1; it must be at least 2"),
-    (lambda: Rollouts(budget=1.1), "rollouts.budget is 1.1"),
+    (lambda: Rollouts(budget=-0.1), "rollouts.budget is -0.1"),
     (lambda: Checkpoints(seconds=-1.0), "checkpoints.seconds is -1.0"),
 ]
 

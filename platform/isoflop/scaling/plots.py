@@ -345,8 +345,9 @@ def _few_powers(ax: Axes) -> None:
     """FLOPs along a small panel: the ends and the middle of what is drawn, as people write them."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    drawn = [float(x) for points in ax.collections for x in points.get_offsets()[:, 0]]
-    low, high = (min(drawn), max(drawn)) if drawn else ax.get_xlim()
+    offsets = np.concatenate([np.asarray(points.get_offsets()) for points in ax.collections])
+    drawn = offsets[offsets[:, 0] > 0, 0]  # the bars have an offset of 0
+    low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else ax.get_xlim()
     marks = np.geomspace(low, high, 3) if high > 1.5 * low else [low]
     ax.xaxis.set_major_locator(FixedLocator(list(marks)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))

@@ -54,7 +54,7 @@ def test_one_process_and_two_agree(
     make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start, tmp_path: Path
 ) -> None:
     """For both architectures, with rollouts, and for a run that one began and two finish."""
-    asked = Rollouts(prompts=("a", "b"), seeds=2, new_tokens=8, captures=3, budget=1.0)
+    asked = Rollouts(prompts=("a", "b"), seeds=2, new_tokens=8, captures=3, budget=1e6)
     pairs = []
     for name in ("gpt2", "llama"):
         run = make_run(name, rollouts=asked if name == "llama" else Rollouts())

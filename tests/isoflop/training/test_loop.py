@@ -286,7 +286,7 @@ def test_checkpoints_are_written_by_the_clock(
 
 @models
 def test_capture_changes_no_bit(model: str | Config, make_run: MakeRun, make_job: MakeJob) -> None:
-    asked = Rollouts(prompts=("", "def ", "x = "), seeds=2, new_tokens=12, captures=6, budget=1.0)
+    asked = Rollouts(prompts=("", "def ", "x = "), seeds=2, new_tokens=12, captures=6, budget=1e6)
     reported: dict[str, list[Record]] = {"with": [], "without": []}
     weights = {}
     for name, rollouts in (("with", asked), ("without", Rollouts())):
@@ -298,7 +298,10 @@ def test_capture_changes_no_bit(model: str | Config, make_run: MakeRun, make_job
     assert weights["with"] == weights["without"]
 
     def plain(history: list[Record]) -> list[Record]:
-        return [{k: v for k, v in r.items() if "rollout" not in k} for r in same(history)]
+        return [
+            {k: v for k, v in r.items() if "rollout" not in k and "capture" not in k}
+            for r in same(history)
+        ]
 
     assert plain(reported["with"]) == plain(reported["without"])
     captured = [r["step"] for r in reported["with"] if any("rollout/" in k for k in r)]
@@ -319,7 +322,7 @@ def test_evaluation_changes_no_bit(
         [r["step"] for r in outcome.progress.history if "val/loss" in r]
         for outcome in (first, second)
     ]
-    assert evaluated == [[1, 2, 5, 10, 20], [20]]
+    assert evaluated == [[0, 1, 2, 5, 10, 20], [0, 20]]
 
 
 def test_a_capture_is_asked_at_its_steps_with_the_model_of_that_step(
@@ -354,7 +357,7 @@ def test_a_capture_beyond_the_budget_is_skipped_and_said(
     job = make_job(make_run(rollouts=asked))
     history: list[Record] = []
     execute(job, Ranks(), history.extend)
-    assert [r["step"] for r in history if "rollout/skipped" in r] == [2, 3, 6, 11]
+    assert [r["step"] for r in history if "capture/skipped" in r] == [2, 3, 6, 11]
     assert read(job.folder / "rollouts").step.unique().tolist() == [0, 20]
 
 
