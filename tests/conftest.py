@@ -1,4 +1,4 @@
-"""What do the tests of the spine share? A small real text, and runs that take a fraction of a second."""
+"""What do the tests of the spine share? A small real text, and runs of a fraction of a second."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "study": {"run", "campaign"},
     "benchmarks": {
-        "run", "data", "objectives", "training", "study", "campaign", "record", "orchestration",
+        "run", "data", "objectives", "training", "study", "campaign", "record", "plan", "orchestration",
         "models", "models.interface",
     },
     "cli": {"benchmarks", "tracking"},

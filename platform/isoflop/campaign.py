@@ -14,13 +14,15 @@ Whatever has a final result is never run again, so the same command resumes, ext
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -32,7 +34,7 @@ from isoflop.orchestration.job import Job, execute, result
 from isoflop.progress import Progress, duration
 from isoflop.rollouts import capture
 from isoflop.run import Run, Text
-from isoflop.study import Point, Study, UserError, build
+from isoflop.study import Point, Study, UserError, build, user_input
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 
@@ -80,14 +82,12 @@ class Campaign:
         quiet: bool = False,
     ) -> Campaign:
         """Read and tokenize the text (cached), resolve every run. Raises UserError before any training."""
-        try:
+        with user_input():
             runs = [(point, build(study, point, overrides)) for point in study.points]
             if machine.tracking:
                 tracking.check(machine.tracking)
             prepared = _prepared({run.data for _, run in runs}, machine, quiet)
             jobs = [_job(study, machine, point, run, prepared[run.data]) for point, run in runs]
-        except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
         wanted = [job for job in jobs if job.axes in points]
         return Campaign(
             study=study, machine=machine, jobs=_distinct(jobs), chosen=_distinct(wanted)
@@ -138,7 +138,9 @@ class Campaign:
             analysis=analysis,
         )
         text: str = analysis.verdict.text
-        print(f"\n{text}\n\nreport  {page}")
+        sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
+        print("\n" + "\n".join(textwrap.fill(line, 100) for line in sentences))
+        print(f"\nreport  {page}")
         return text
 
     def go(self) -> int:
@@ -172,13 +174,14 @@ class Campaign:
         )
         warm = ThreadPoolExecutor(1).submit(_import_report)  # while Ray's processes start
         try:
-            with cluster(self.machine.address) as resources:
-                share = slots(resources, self.machine.workers, self.machine.at_once)
+            with ExitStack() as stack:
+                with user_input():
+                    resources = stack.enter_context(cluster(self.machine.address))
+                    share = slots(resources, self.machine.workers, self.machine.at_once)
                 print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
-                progress = Progress(left, done)
-                with progress:
-                    watcher = _Both(progress, _Tracked(tracker))
-                    run_points(left, share, self.folder / "ray", watcher)
+                progress = stack.enter_context(Progress(left, done))
+                watcher = _Both(progress, _Tracked(tracker))
+                run_points(left, share, self.folder / "ray", watcher)
                 self._stop_missing(left, progress)
         finally:
             warm.result()

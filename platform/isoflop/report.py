@@ -214,6 +214,8 @@ def minima_table(found: Sequence[Minimum]) -> pd.DataFrame:
 RUN_COLUMNS = (
     "label",
     "status",
+    "loss",
+    "bits_per_byte",
     "error",
     *CONVENTIONS,
     "tokens",
@@ -223,10 +225,8 @@ RUN_COLUMNS = (
     "flops",
     "flops_6nd_all",
     "flops_6nd_without_embeddings",
-    "loss",
     "best_loss",
     "train_loss",
-    "bits_per_byte",
     "tokens_per_second",
     "seconds",
 )
@@ -235,7 +235,8 @@ RUN_COLUMNS = (
 def _run_rows(table: pd.DataFrame) -> dict[str, Any]:
     """The table of all runs: headings, and per cell its text and the value that sorts it."""
     axes = [str(c) for c in table.columns if str(c).startswith("axis.")]
-    columns = ["label", *axes, *(c for c in RUN_COLUMNS[1:] if c in table)]
+    columns = [c for c in RUN_COLUMNS if c in table]
+    columns[4:4] = axes
     rows = [
         {
             "status": str(row["status"]),

@@ -127,7 +127,7 @@ class Rollouts:
         _check(self.temperature >= 0, "rollouts.temperature", self.temperature, "at least 0")
         _check(self.new_tokens > 0, "rollouts.new_tokens", self.new_tokens, "above 0")
         _check(self.captures >= 2, "rollouts.captures", self.captures, "at least 2")
-        _check(0 <= self.budget <= 1, "rollouts.budget", self.budget, "in [0, 1]")
+        _check(self.budget >= 0, "rollouts.budget", self.budget, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,8 +158,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     options = parser(study).parse_args(arguments)
     try:
         sys.exit(_dispatch(study, options))
-    except (UserError, ValueError) as error:
-        if isinstance(error, ValueError) and not isinstance(error, UserError) and options.debug:
+    except UserError as error:
+        if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -168,9 +169,21 @@ class UserError(ValueError):
     """Wrong input, said in one sentence before anything starts."""
 
 
+@contextmanager
+def user_input() -> Iterator[None]:
+    """What goes wrong in this block is the input's fault; elsewhere a ValueError is a bug and shows
+    its traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
 def _dispatch(study: Study, options: argparse.Namespace) -> int:
     from isoflop.campaign import Campaign, Machine
 
+    with user_input():
+        chosen = select(study, options.only)
     machine = Machine(
         storage=Path(options.storage or study.file.parent / "results"),
         tracking=options.tracking,
@@ -178,7 +191,6 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
         workers=options.workers,
         at_once=options.at_once,
     )
-    chosen = select(study, options.only)
     campaign = Campaign.prepare(study, machine, chosen, options.set, quiet=options.print_config)
     return _act(campaign, options)
 

@@ -1,6 +1,6 @@
-"""Carries out jobs as a process of its own, alone or as one of several: for tests that need real ones.
+"""Carries out jobs as a process of its own, alone or as one of several, for tests of such.
 
-python run_job.py JOBS.json RANK WORLD, where JOBS.json is a list of {run, folder, prepared, stop_file}.
+python run_job.py JOBS.json RANK WORLD, with a list of {run, folder, prepared, stop_file}.
 """
 
 from __future__ import annotations

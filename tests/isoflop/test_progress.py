@@ -103,7 +103,7 @@ def test_a_terminal_gets_a_table_of_what_runs(jobs: list[Job], clock: Clock) -> 
 
 def test_a_resumed_run_is_judged_by_what_it_did_here(jobs: list[Job], clock: Clock) -> None:
     """From step 10 to 12 in 4 s: 16 s are left, not the 3 that all 12 steps in 4 s would give."""
-    progress, page = watch(jobs, terminal=True)
+    progress, _ = watch(jobs, terminal=True)
     with progress:
         progress.started(jobs[0])
         progress.progressed(jobs[0], [{"step": 10}])

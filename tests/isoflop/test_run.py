@@ -47,7 +47,7 @@ def resolved(model: Any = GPT2, **changes: Any) -> Run:
 
 # --- identity ------------------------------------------------------------------------------------
 
-# Another value for every field that numbers depend on. The test below fails for a field without one.
+# Another value for every field that numbers depend on; the test below fails for one without.
 OTHER: dict[str, Any] = {
     "model.vocab": 300,
     "model.context": 64,
@@ -167,7 +167,7 @@ def test_equal_numbers_are_one_run_however_they_are_written() -> None:
 
 @pytest.mark.parametrize(("value", "said"), [
     (3e11, "3e11"), (1e-5, "1e-5"), (123456.0, "1.23e5"), (0.001, "0.001"), (1e100, "1e100"),
-    (2.5e-10, "2.5e-10"), (0.0, "0"), (7, "7"), (100000, "100000"), ("gpt2", "gpt2"), (True, "True"),
+    (2.5e-10, "2.5e-10"), (0.0, "0"), (7, "7"), (10**5, "100000"), ("gpt2", "gpt2"), (True, "True"),
 ])  # fmt: skip
 def test_short(value: Any, said: str) -> None:
     assert short(value) == said
@@ -334,7 +334,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: Rollouts(temperature=-1.0), "rollouts.temperature is -1.0"),
     (lambda: Rollouts(new_tokens=0), "rollouts.new_tokens is 0"),
     (lambda: Rollouts(captures=1), "rollouts.captures is 1; it must be at least 2"),
-    (lambda: Rollouts(budget=1.1), "rollouts.budget is 1.1"),
+    (lambda: Rollouts(budget=-0.1), "rollouts.budget is -0.1"),
     (lambda: Checkpoints(seconds=-1.0), "checkpoints.seconds is -1.0"),
 ]
 

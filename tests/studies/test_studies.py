@@ -1,4 +1,4 @@
-"""Is every study file what a study is: a question, points that build, and nothing done at import?"""
+"""Is every study file what a study is: a question, points that build, nothing done at import?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = sorted((ROOT / "studies").glob("*.py"))
 
 
 class Watch:
-    """Notes files opened, sockets and processes while it is on. A hook cannot be taken off again."""
+    """Notes files, sockets and processes while it is on. A hook cannot be taken off again."""
 
     def __init__(self) -> None:
         self.on = False

@@ -147,7 +147,7 @@ class _Capture:
             expected=self.expected,
             done=step / self.last,
         ):
-            return {"rollout/skipped": 1.0}
+            return {"capture/skipped": 1.0}
         tokens = step * self.batch_tokens
         captured = self.capture(
             model, step=step, tokens=tokens, flops=float(tokens) * self.flops_per_token

@@ -179,6 +179,7 @@ def rollouts_against_compute(
         ax.set(
             xscale="log", title=_words(metric.removeprefix("rollout/")), xlabel="compute (FLOPs)"
         )
+        _few_powers(ax)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -206,6 +207,7 @@ def rollouts_over_training(
         # Step 0 has read no tokens and is drawn at the left end of a scale that has a zero.
         ax.set_xscale("symlog", linthresh=_first_tokens(known), linscale=0.3)
         ax.set(title=_words(metric.removeprefix("rollout/")), xlabel="tokens read")
+        _few_counts(ax)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -337,3 +339,27 @@ def _panels(
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _few_powers(ax: Axes) -> None:
+    """FLOPs along a small panel: the ends and the middle of what is drawn, as people write them."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    offsets = np.concatenate([np.asarray(points.get_offsets()) for points in ax.collections])
+    drawn = offsets[offsets[:, 0] > 0, 0]  # the bars have an offset of 0
+    low, high = (float(drawn.min()), float(drawn.max())) if len(drawn) else ax.get_xlim()
+    marks = np.geomspace(low, high, 3) if high > 1.5 * low else [low]
+    ax.xaxis.set_major_locator(FixedLocator(list(marks)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _few_counts(ax: Axes) -> None:
+    """Tokens along a small panel whose scale has a zero: the zero, and every second power of ten."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    powers = np.arange(0, np.log10(max(10.0, ax.get_xlim()[1])), 1)
+    shown = [0.0, *10.0 ** powers[-1::-2][:2]]
+    ax.xaxis.set_major_locator(FixedLocator(shown))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value) if value else "0"))
+    ax.xaxis.set_minor_locator(NullLocator())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from isoflop import objectives
 from isoflop.data.loader import Batches, windows
 from isoflop.data.shards import write
 from isoflop.objectives.autoregressive import NextToken
-from isoflop.run import AdamW, Autoregressive, Evaluation, Run
+from isoflop.run import AdamW, Autoregressive, Evaluation, Run, override
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import held_out
 from isoflop.training.loop import Inputs, train
@@ -99,7 +98,7 @@ def entropy_rate() -> float:
 def test_the_entropy_of_a_markov_source_is_approached_and_not_beaten(
     model: str, unresolved: Callable[..., Run], tmp_path: Path
 ) -> None:
-    """Against what the true probabilities pay for the very same tokens: the sampling error cancels."""
+    """Against what the true probabilities pay for the same tokens: the sampling error cancels."""
     train_file = write(tmp_path, "train", [markov(60_000, seed=1)], np.uint16)
     validation = write(tmp_path, "validation", [markov(30_000, seed=2)], np.uint16)
     ids, targets = windows(validation, 32, 900)
@@ -112,7 +111,7 @@ def test_the_entropy_of_a_markov_source_is_approached_and_not_beaten(
         optimizer=AdamW(lr=2e-2, weight_decay=0.0),
         evaluation=Evaluation(tokens=ids.numel(), times=1),
     )
-    run = replace(run, model=replace(run.model, depth=1)).resolve(vocab=4, fingerprint="markov")
+    run = override(run, "model.depth", "1").resolve(vocab=4, fingerprint="markov")
     text = held_out(ids, targets, torch.ones(4, dtype=torch.int64))
     batches = Batches(train_file, context=32, rows=run.rows, seed=0)
     outcome = train(run, Inputs(batches=batches, held_out=text), Ranks(), tmp_path / "run")

@@ -24,7 +24,7 @@ from models import ZOO
 
 MakeRun = Callable[..., Run]
 MakeJob = Callable[..., Job]
-ASKED = Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=4, budget=1.0)
+ASKED = Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=4, budget=1e6)
 
 
 def quiet(records: list[Record]) -> None: ...

@@ -23,7 +23,8 @@ Start = Callable[[list[Job], int], list[subprocess.Popen[str]]]
 
 def weights(job: Job) -> dict[str, Tensor]:
     path = job.folder / "checkpoints" / "step-00000020" / "model.safetensors"
-    return load_file(path)
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
 
 
 def history(job: Job) -> list[Record]:
@@ -54,7 +55,7 @@ def test_one_process_and_two_agree(
     make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start, tmp_path: Path
 ) -> None:
     """For both architectures, with rollouts, and for a run that one began and two finish."""
-    asked = Rollouts(prompts=("a", "b"), seeds=2, new_tokens=8, captures=3, budget=1.0)
+    asked = Rollouts(prompts=("a", "b"), seeds=2, new_tokens=8, captures=3, budget=1e6)
     pairs = []
     for name in ("gpt2", "llama"):
         run = make_run(name, rollouts=asked if name == "llama" else Rollouts())

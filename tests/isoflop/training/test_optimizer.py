@@ -27,7 +27,7 @@ def rates(schedule: Schedule, steps: int) -> list[float]:
     ("cosine", 0.55, 0.1), ("linear", 0.55, 0.1), ("constant", 1.0, 1.0)
 ])  # fmt: skip
 def test_shapes_at_given_points(decay: Decay, middle: float, last: float) -> None:
-    """1000 steps, 100 of warm-up: rate of the steps 1, 50, 100; halfway through the decay; the last."""
+    """1000 steps, 100 of warm-up: steps 1, 50, 100; halfway through the decay; the last."""
     found = rates(Schedule(decay=decay, warmup=0.1, final=0.1), 1000)
     assert found[0] == pytest.approx(PEAK / 100)
     assert found[49] == pytest.approx(PEAK / 2)
@@ -103,7 +103,7 @@ def test_the_values_arrive() -> None:
 
 
 def test_a_step_is_adamws_by_hand() -> None:
-    """First step of Loshchilov & Hutter 2019, algorithm 2: m/v corrected is g/|g|, decay is apart."""
+    """Loshchilov & Hutter 2019, algorithm 2: the first step is g/|g|, and the decay apart."""
     model = nn.Linear(2, 1)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -2.0]]))

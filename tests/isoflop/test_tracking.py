@@ -1,0 +1,125 @@
+"""Does MLflow hold what happened, once, and does nothing wait for it?"""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from isoflop import tracking
+from isoflop.tracking import Tracker
+
+pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own deprecations are not ours
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the module: creating its schema takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def records(*steps: int) -> list[dict[str, float]]:
+    return [{"step": step, "train/loss": 5.0 - step, "val/loss": 5.1 - step} for step in steps]
+
+
+def runs(store: str, experiment: str) -> list[Any]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(store)
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id]))
+
+
+def test_a_run_with_its_curve_summary_and_files(store: str, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step-0.parquet").write_bytes(b"rows")
+    (tmp_path / "run.json").write_text("{}")
+    tracker = Tracker(store, "curve", tmp_path / "artifacts")
+    tracker.start("a1", "gpt2 width=8", {"width": 8}, {"isoflop.kind": "run"})
+    tracker.log("a1", records(0, 1, 2))
+    tracker.end(
+        "a1",
+        "finished",
+        {"loss": 3.1, "error": None},
+        [tmp_path / "run.json", tmp_path / "rollouts"],
+    )
+    tracker.close()
+    (run,) = runs(store, "curve")
+    assert run.info.status == "FINISHED" and run.info.run_name == "gpt2 width=8"
+    assert run.data.params == {"width": "8"}
+    assert run.data.metrics["loss"] == 3.1 and run.data.metrics["val/loss"] == pytest.approx(3.1)
+    client = MlflowClient(store)
+    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in curve] == [(0, 5.0), (1, 4.0), (2, 3.0)]
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert files == {"run.json", "rollouts"}
+
+
+def test_a_run_that_goes_on_is_reopened_by_another_process(store: str, tmp_path: Path) -> None:
+    for steps in ((0, 1), (1, 2)):  # step 1 is repeated from a checkpoint
+        tracker = Tracker(store, "again", tmp_path)
+        tracker.start("b2", "run", {"width": 8}, {})
+        tracker.log("b2", records(*steps))
+        tracker.close()
+    (run,) = runs(store, "again")
+    assert run.info.status == "RUNNING"
+    assert run.data.metrics["train/loss"] == 3.0
+
+
+def test_failures_and_stops_are_shown_as_such(store: str, tmp_path: Path) -> None:
+    tracker = Tracker(store, "ends", tmp_path)
+    for status in ("failed", "diverged", "stopped", "finished"):
+        tracker.start(status, status, {}, {})
+        tracker.end(status, status, {"error": "why"}, [])
+    tracker.close()
+    shown = {run.info.run_name: run.info.status for run in runs(store, "ends")}
+    assert shown == {
+        "failed": "FAILED", "diverged": "FAILED", "stopped": "KILLED", "finished": "FINISHED",
+    }  # fmt: skip
+
+
+def test_more_metrics_than_one_call_takes(store: str, tmp_path: Path) -> None:
+    tracker = Tracker(store, "many", tmp_path)
+    tracker.start("m", "many", {}, {})
+    tracker.log("m", records(*range(1_200)))
+    tracker.close()
+    (run,) = runs(store, "many")
+    assert run.data.metrics["train/loss"] == 5.0 - 1_199
+
+
+def test_nothing_waits_for_a_store_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, and long enough to be looked at" * 9)
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "broken", tmp_path)
+    began = time.monotonic()
+    tracker.start("c", "run", {}, {})
+    tracker.log("c", records(0))
+    assert time.monotonic() - began < 1
+    with pytest.raises(RuntimeError, match=r"MLflow at sqlite:.* failed"):
+        tracker.close()
+
+
+def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ValueError, match=rf"no MLflow server answers at http://127.0.0.1:{port}"):
+        tracking.check(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "ftp://host"])
+def test_stores_that_mlflow_does_not_take(uri: str) -> None:
+    with pytest.raises(ValueError, match="it must be the URL of an MLflow server"):
+        tracking.check(uri)
+
+
+def test_links_open_model_training_and_hold_every_run() -> None:
+    found = tracking.links("http://127.0.0.1:5000/", "7", ["r1", "r2"])
+    assert found["runs"].startswith("http://127.0.0.1:5000/#/experiments/7/runs?")
+    assert "compareRunsMode=CHART" in found["charts"]
+    assert all("workflowType=machine_learning" in link for link in found.values())
+    assert 'runs=["r1", "r2"]' in unquote(found["compare"])
+    assert "compare" not in tracking.links("http://127.0.0.1:5000", "7", ["r1"])
