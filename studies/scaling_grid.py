@@ -44,7 +44,7 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
         batch_tokens=4 * CONTEXT,
         optimizer=AdamW(lr=8e-3 * 32 / width, betas=(0.9, 0.99)),  # the step shrinks with the width
         schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),  # shares of each run's own length
-        evaluation=Evaluation(tokens=2**14, times=2),
+        evaluation=Evaluation(tokens=2**14, times=3),
         rollouts=Rollouts(prompts=PROMPTS, seeds=4, new_tokens=40, captures=4),
         seed=seed,
     )

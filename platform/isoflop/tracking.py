@@ -131,10 +131,21 @@ def links(server: str, experiment: str, runs: list[str]) -> dict[str, str]:
     return found
 
 
-def _shown(name: str) -> str:
-    """A metric's name in MLflow, whose charts are grouped by what stands before the slash: bounds get
-    a group of their own, or every chart of a rollout metric would be followed by two of its bounds."""
-    return name.replace("rollout/", "rollout bounds/") if name.endswith((".low", ".high")) else name
+# MLflow groups charts by what stands before the slash, groups in alphabetical order: losses come
+# first, and bounds get a group of their own, or each chart of a rollout metric would be followed by
+# two of its bounds.
+SHOWN = {
+    "val/loss": "loss/held out",
+    "val/bits_per_byte": "loss/held out bits per byte",
+    "train/loss": "loss/training",
+}
+
+
+def shown(name: str) -> str:
+    """A metric's name in MLflow."""
+    if name.endswith((".low", ".high")):
+        return name.replace("rollout/", "rollout bounds/")
+    return SHOWN.get(name, name)
 
 
 class _Writer:
@@ -202,7 +213,7 @@ class _Writer:
         for key, records in self.pending.items():
             now = int(time.time() * 1000)
             metrics = [
-                Metric(_shown(name), float(record[name]), now, int(record["step"]))
+                Metric(shown(name), float(record[name]), now, int(record["step"]))
                 for record in records
                 for name in sorted(record, key=lambda name: name != FIRST)
                 if name != "step"

@@ -51,9 +51,11 @@ def test_a_run_with_its_curve_summary_and_files(store: str, tmp_path: Path) -> N
     (run,) = runs(store, "curve")
     assert run.info.status == "FINISHED" and run.info.run_name == "gpt2 width=8"
     assert run.data.params == {"width": "8"}
-    assert run.data.metrics["loss"] == 3.1 and run.data.metrics["val/loss"] == pytest.approx(3.1)
+    assert run.data.metrics["loss"] == 3.1 and run.data.metrics["loss/held out"] == pytest.approx(
+        3.1
+    )
     client = MlflowClient(store)
-    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    curve = client.get_metric_history(run.info.run_id, "loss/training")
     assert [(point.step, point.value) for point in curve] == [(0, 5.0), (1, 4.0), (2, 3.0)]
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert files == {"run.json", "rollouts"}
@@ -67,7 +69,7 @@ def test_a_run_that_goes_on_is_reopened_by_another_process(store: str, tmp_path:
         tracker.close()
     (run,) = runs(store, "again")
     assert run.info.status == "RUNNING"
-    assert run.data.metrics["train/loss"] == 3.0
+    assert run.data.metrics["loss/training"] == 3.0
 
 
 def test_failures_and_stops_are_shown_as_such(store: str, tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_more_metrics_than_one_call_takes(store: str, tmp_path: Path) -> None:
     tracker.log("m", records(*range(1_200)))
     tracker.close()
     (run,) = runs(store, "many")
-    assert run.data.metrics["train/loss"] == 5.0 - 1_199
+    assert run.data.metrics["loss/training"] == 5.0 - 1_199
 
 
 def test_nothing_waits_for_a_store_that_is_broken(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,19 @@ def show(points: int, seconds: float) -> int:
     """Run the grid and print where the time went."""
     if points < 1 or seconds <= 0:
         raise ValueError(f"--points {points} --seconds {seconds}: both must be above 0")
+    print(f"{points} runs of about {seconds:g} s each ...", flush=True)
     study = _study(points, seconds)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(storage=Path(folder))
         campaign = Campaign.prepare(study, machine, list(study.points), [])
         began = time.time()
-        status = campaign.go()
+        with redirect_stdout(StringIO()):  # its report is thrown away with the folder
+            status = campaign.go()
         wall = time.time() - began
         _print(campaign, began, wall)
         started = time.process_time()
-        campaign.report()
+        with redirect_stdout(StringIO()):
+            campaign.report()
         print(f"report of {len(campaign.jobs)} runs: {time.process_time() - started:.1f} CPU s")
     return status
 

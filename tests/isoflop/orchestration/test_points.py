@@ -86,7 +86,7 @@ def test_a_study_end_to_end(
     assert {run.info.status for run in runs} == {"FINISHED"}
     logged = {run.data.tags["isoflop.identity"]: run.data.metrics["loss"] for run in points}
     assert logged == dict(zip(table["run"], table["loss"], strict=True))
-    curve = client.get_metric_history(points[0].info.run_id, "train/loss")
+    curve = client.get_metric_history(points[0].info.run_id, "loss/training")
     assert len(curve) > 5
 
 
