@@ -1,7 +1,7 @@
 """What does every model of the zoo promise, and what may the platform ask of it?
 
-A model is a frozen `Config` that counts itself and builds itself, and a `Model` that turns token ids
-into logits. The platform knows these two classes and no model by name.
+A model is a frozen `Config` that counts itself and builds itself, and a `Model` that turns token
+ids into logits. The platform knows these two classes and no model by name.
 
 Letters: B batch, T tokens, D width, V vocabulary.
 """
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """The size of a model in the three conventions of the literature; exponents depend on the choice.
+    """The size of a model in the three conventions of the literature; exponents depend on the
+    choice.
 
     A matrix that is both input embedding and output head (tied) stays in `without_input_embedding`:
     it takes part in a matrix product. A table of learned positions is an input embedding.
@@ -33,7 +34,8 @@ class ParameterCount:
 
 @dataclass(frozen=True, kw_only=True)
 class FlopCount:
-    """Floating-point operations of one token's forward pass at a stated context, matrix products only.
+    """Floating-point operations of one token's forward pass at a stated context, matrix products
+    only.
 
     A product of (m, k) by (k, n) counts 2mkn; attention counts every pair of the T x T square, as
     torch's own counter and the published laws do, although a causal kernel may skip half of them.
@@ -49,7 +51,7 @@ class FlopCount:
 
     @property
     def training(self) -> int:
-        """Forward and backward: each product is redone twice, for its inputs and for its weights."""
+        """Forward and backward: each product is redone for its inputs and for its weights."""
         return 3 * self.forward
 
 
@@ -93,7 +95,9 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
-        """An empty cache for `batch` rows of at most `length` tokens, on the model's device and dtype."""
+        """An empty cache for `batch` rows of at most `length` tokens, on the model's device and
+        dtype.
+        """
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Token ids (B, T) to logits (B, T, V)."""

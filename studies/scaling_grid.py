@@ -12,11 +12,12 @@ from models import Config, GPT2Config, LlamaConfig
 CONTEXT = 64
 DEPTH = {8: 1, 12: 1, 16: 1, 24: 1, 32: 1, 48: 2, 64: 2}  # by width
 
-# Five sizes per budget, about the optimum that the budget below suggests. At this scale every FLOP goes
-# into few steps, so batches are small and models smaller than anybody would deploy.
+# Five sizes per budget, about the optimum that the budget below suggests. At this scale every FLOP
+# goes into few steps, so batches are small and models smaller than anybody would deploy.
 SIZES = {4e10: [8, 12, 16, 24, 32], 1.2e11: [12, 16, 24, 32, 48], 3.6e11: [16, 24, 32, 48, 64]}
 
-# Beginnings of real modules, and an empty page: the same for every run, so that runs compare in pairs.
+# Beginnings of real modules, and an empty page: the same for every run, so that runs compare in
+# pairs.
 PROMPTS = (
     "",
     "def main():\n    ",

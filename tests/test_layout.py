@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "isoflop"
 
-# Room -> what it may import of isoflop and models. "models" stands for the zoo's mapping, which only the
-# commands that offer every model may read; nothing on the platform names a model.
+# Room -> what it may import of isoflop and models. "models" is the mapping of the zoo, which only
+# the commands that offer every model may read; nothing on the platform names a model.
+
 ALLOWED = {
     "run": {"models.interface"},
     "data": {"run"},
@@ -22,7 +23,9 @@ ALLOWED = {
     "rollouts": {"run", "data.tokenizers", "models.interface", "models.cache"},
     "scaling": {"run", "models.interface"},
     "tracking": {"run"},
-    "orchestration": {"run", "data", "training", "rollouts", "tracking", "models.interface", "models"},
+    "orchestration": {
+        "run", "data", "training", "rollouts", "tracking", "models", "models.interface",
+    },
     "record": {"run", "orchestration.job", "rollouts"},
     "progress": {"orchestration.job", "training"},
     "report": {"scaling", "rollouts"},
@@ -35,8 +38,8 @@ ALLOWED = {
     },
     "study": {"run", "campaign"},
     "benchmarks": {
-        "run", "data", "objectives", "training", "study", "campaign", "record", "plan", "orchestration",
-        "models", "models.interface",
+        "run", "data", "objectives", "training", "study", "campaign", "record", "plan",
+        "orchestration", "models", "models.interface",
     },
     "cli": {"benchmarks", "tracking"},
 }  # fmt: skip
@@ -115,7 +118,8 @@ def test_platform_is_the_standard_librarys() -> None:
 
 @pytest.mark.parametrize("module", ["isoflop", "isoflop.cli", "isoflop.scaling.parametric"])
 def test_light_modules_import_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow', 'optuna'}} & set(sys.modules)))"
+    heavy = {"torch", "ray", "mlflow", "optuna"}
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     path = {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
     shown = subprocess.run(
         [sys.executable, "-c", code], env=path, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Does every command of the README do what it says? Those that need no GPU and no cluster are run."""
+"""Does every command of the README do what it says? All that need no GPU and no cluster are run."""
 
 import os
 import re

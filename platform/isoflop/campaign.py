@@ -1,7 +1,7 @@
 """What does a study's command do? Prepare the text, resolve the runs, then plan, train or report.
 
-A `Campaign` is a study made concrete on one machine: its text prepared, every point a resolved run with a
-folder of its own. Results lie under the storage folder:
+A `Campaign` is a study made concrete on one machine: its text prepared, every point a resolved run
+with a folder of its own. Results lie under the storage folder:
 
     data/                    prepared text, shared by all studies
     mlflow.db, mlartifacts/  the tracking store, unless a server is named
@@ -81,7 +81,9 @@ class Campaign:
         overrides: Sequence[str],
         quiet: bool = False,
     ) -> Campaign:
-        """Read and tokenize the text (cached), resolve every run. Raises UserError before any training."""
+        """Read and tokenize the text (cached), resolve every run. Raises UserError before any
+        training.
+        """
         with user_input():
             runs = [(point, build(study, point, overrides)) for point in study.points]
             if machine.tracking:
@@ -253,7 +255,8 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
             )
     if resolved.rows % machine.workers:
         raise ValueError(
-            f"a batch of {resolved.rows} rows cannot be shared equally by {machine.workers} workers; "
+            f"a batch of {resolved.rows} rows cannot be shared equally by "
+            f"{machine.workers} workers; "
             "choose --workers or batch_tokens so that it can"
         )
     if resolved.rollouts.prompts:
@@ -355,7 +358,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _stoppable(stop_file: Path) -> Iterator[None]:
-    """Ctrl-C or a termination asks the running points to save and end; a second one ends at once."""
+    """Ctrl-C or a termination asks the running points to save and end; a second ends at once."""
     stop_file.unlink(missing_ok=True)
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     text = argparse.ArgumentParser(
         prog="isoflop",
-        description="Scaling studies of neural language models. Studies are Python files with a command "
-        "line of their own: python studies/scaling_grid.py --help",
+        description="Scaling studies of neural language models. Studies are Python files with a "
+        "command line of their own: python studies/scaling_grid.py --help",
     )
     verbs = text.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

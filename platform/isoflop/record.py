@@ -1,7 +1,7 @@
 """What has a study recorded so far? One row per run: the source of every fit, figure and report.
 
-Rows come from the run folders, so a run that failed, or has not been started, has its row too. MLflow
-holds the same numbers for looking at; nothing is ever read back from it.
+Rows come from the run folders, so a run that failed, or has not been started, has its row too.
+MLflow holds the same numbers for looking at; nothing is ever read back from it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
 
 
 def table(jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row per job, whatever became of it (`status`: finished, diverged, failed, stopped, missing)."""
+    """One row per job, whatever became of it (`status`: finished, diverged, failed, stopped,
+    missing).
+    """
     import pandas as pd
 
     return pd.DataFrame([_row(job) for job in jobs])
@@ -78,7 +80,9 @@ def _row(job: Job) -> dict[str, Any]:
 
 
 def curves(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:
-    """Every logged record of each run that has any, by identity; NaN where a metric was not measured."""
+    """Every logged record of each run that has any, by identity; NaN where a metric was not
+    measured.
+    """
     import pandas as pd
 
     histories = {job.run.identity: _history(job.folder) for job in jobs}
@@ -86,8 +90,9 @@ def curves(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """Of the whole run, or of an unfinished one up to its newest checkpoint that can be read: one may
-    be torn, or make room for another while a running study is reported on."""
+    """Of the whole run, or of an unfinished one up to its newest checkpoint that can be read: one
+    may be torn, or make room for another while a running study is reported on.
+    """
     checkpoints = sorted(folder.glob("checkpoints/step-*/state.json"), reverse=True)
     for path in (folder / "history.json", *checkpoints):
         try:

@@ -1,17 +1,17 @@
 """What is one training run? Frozen values that say everything the result depends on.
 
-A study writes a `Run`; `Run.resolve` fills in what only the prepared text can tell (the vocabulary, a
-fingerprint of the content, the number of tokens that a FLOP budget buys). A resolved run has an
-`identity`: the hash of its scientific content. Machine settings (device, workers, where results lie)
-are never part of it, so the same run started on another machine is the same run.
+A study writes a `Run`; `Run.resolve` fills in what only the prepared text can tell (the vocabulary,
+a fingerprint of the content, the number of tokens that a FLOP budget buys). A resolved run has an
+`identity`: the hash of its scientific content. Machine settings (device, workers, where results
+lie) are never part of it, so the same run started on another machine is the same run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
@@ -28,9 +28,10 @@ def _check(holds: bool, name: str, value: object, allowed: str) -> None:
 class Text:
     """Which text, and how it becomes tokens.
 
-    `source`: "python-stdlib" (the standard library's own source, on every machine), or the path of a
-    file or folder of .txt, .md, .py, .jsonl or .parquet. `tokenizer`: "bpe-N" (a byte-level BPE of N
-    tokens trained on the training split), "bytes", or the name of a tiktoken encoding ("gpt2", ...).
+    `source`: "python-stdlib" (the standard library's own source, on every machine), or the path of
+    a file or folder of .txt, .md, .py, .jsonl or .parquet. `tokenizer`: "bpe-N" (a byte-level BPE
+    of N tokens trained on the training split), "bytes", or the name of a tiktoken encoding ("gpt2",
+    ...).
     """
 
     SHORTHAND: ClassVar[str] = "source"  # what `--set data=VALUE` sets
@@ -52,7 +53,7 @@ class Autoregressive:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Loshchilov & Hutter 2019. Weight decay acts on matrices only, not on norms, biases, vectors."""
+    """Loshchilov & Hutter 2019. Weight decay acts on matrices only, not on norms or biases."""
 
     SHORTHAND: ClassVar[str] = "lr"
 
@@ -73,10 +74,12 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate over a run, as shares of its own length, so that short runs are not misjudged.
+    """The learning rate over a run, as shares of its own length, so that short runs are not
+    misjudged.
 
-    Linear warm-up over `warmup`, then decay to `final` times the peak. A warm-up of fixed length or a
-    decay that outlasts the run would bend the scaling exponents (Porian et al. 2024; Hoffmann 2022).
+    Linear warm-up over `warmup`, then decay to `final` times the peak. A warm-up of fixed length or
+    a decay that outlasts the run would bend the scaling exponents (Porian et al. 2024; Hoffmann
+    2022).
     """
 
     SHORTHAND: ClassVar[str] = "decay"
@@ -132,7 +135,7 @@ class Rollouts:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """How much work a killed process may lose. Not part of a run's identity: it changes no number."""
+    """How much work a killed process may lose. No part of a run's identity: no number changes."""
 
     SHORTHAND: ClassVar[str] = "seconds"
 

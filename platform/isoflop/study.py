@@ -5,8 +5,8 @@
     if __name__ == "__main__":
         main(study)
 
-`main` gives every study the same command line. A study file does no I/O when imported, trains nothing
-itself, and states every decision that a run depends on.
+`main` gives every study the same command line. A study file does no I/O when imported, trains
+nothing itself, and states every decision that a run depends on.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def grid(**axes: Sequence[Any]) -> Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A named question. `family` is the axis that tells the compared models apart (each gets a law of
-    its own), `budget` the axis of equal compute (each value gets an IsoFLOP curve)."""
+    """A named question. `family` is the axis that tells the compared models apart (each gets a law
+    of its own), `budget` the axis of equal compute (each value gets an IsoFLOP curve).
+    """
 
     name: str
     run: Callable[..., Run]

@@ -1,8 +1,9 @@
 """Where do people look at runs? In MLflow; this is the only file that imports it.
 
-The study's own run table is the record; MLflow is the viewer. So nothing waits for it: a `Tracker` takes
-records at once and a thread of its own imports mlflow (seconds of CPU), creates the store, and writes in
-batches. One process of a study tracks, its driver: SQLite takes one writer well and several badly.
+The study's own run table is the record; MLflow is the viewer. So nothing waits for it: a `Tracker`
+takes records at once and a thread of its own imports mlflow (seconds of CPU), creates the store,
+and writes in batches. One process of a study tracks, its driver: SQLite takes one writer well and
+several badly.
 """
 
 from __future__ import annotations
@@ -114,8 +115,9 @@ class Tracker:
 
 
 def links(server: str, experiment: str, runs: list[str]) -> dict[str, str]:
-    """Deep links into MLflow's pages. `workflowType` matters: without it new visitors land on an empty
-    page about traces."""
+    """Deep links into MLflow's pages. `workflowType` matters: without it new visitors land on an
+    empty page about traces.
+    """
     base = f"{server.rstrip('/')}/#"
     found = {
         "runs": f"{base}/experiments/{experiment}/runs?workflowType=machine_learning",

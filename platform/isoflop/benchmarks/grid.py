@@ -1,8 +1,9 @@
 """What do orchestration, tracking and the report add to a grid of short runs?
 
-A grid of equal runs is trained through Ray, in a storage folder that is thrown away. The ideal is the
-time the runs themselves took, spread evenly over the slots; everything else is overhead: the start of Ray,
-of the workers and of MLflow, the gaps between two runs, the end. Wall time, since waiting counts.
+A grid of equal runs is trained through Ray, in a storage folder that is thrown away. The ideal is
+the time the runs themselves took, spread evenly over the slots; everything else is overhead: the
+start of Ray, of the workers and of MLflow, the gaps between two runs, the end. Wall time, since
+waiting counts.
 """
 
 from __future__ import annotations
@@ -83,13 +84,15 @@ def _print(campaign: Campaign, began: float, wall: float) -> None:
     first, last = spans[0][0] - began, began + wall - max(end for _, end in spans)
     ideal = busy / slots
     print(
-        f"\n{len(results)} runs in {slots} processes: wall {wall:.1f} s, of them training {ideal:.1f} s"
+        f"\n{len(results)} runs in {slots} processes: "
+        f"wall {wall:.1f} s, of them training {ideal:.1f} s"
     )
     print(
         f"  start {first:.1f} s, end {last:.1f} s, between runs {wall - ideal - first - last:.1f} s"
     )
     print(
-        f"  overhead {wall / ideal - 1:.0%} of the training, {(wall - ideal) / len(results):.2f} s a run"
+        f"  overhead {wall / ideal - 1:.0%} of the training, "
+        f"{(wall - ideal) / len(results):.2f} s a run"
     )
     missing = len(record.unfinished(campaign.jobs))
     if missing:

@@ -1,10 +1,10 @@
 """How close is the training loop to what its arithmetic costs anyway?
 
-The floor is measured, not assumed: while a model takes one step, every matrix product and every attention
-kernel that torch dispatches is recorded with its operands; replaying just those calls is the least any
-implementation of the same step could do with the same kernels. Between two steps of the real loop (data
-loader, optimizer, clipping and reporting included) the floor is replayed once, so that each ratio is a
-pair taken within seconds. CPU time of one thread.
+The floor is measured, not assumed: while a model takes one step, every matrix product and every
+attention kernel that torch dispatches is recorded with its operands; replaying just those calls is
+the least any implementation of the same step could do with the same kernels. Between two steps of
+the real loop (data loader, optimizer, clipping and reporting included) the floor is replayed once,
+so that each ratio is a pair taken within seconds. CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def config(kind: type[Config], shape: str) -> tuple[Config, int]:
 
 
 def measure(kind: type[Config], shape: str, steps: int) -> tuple[float, list[float]]:
-    """(tokens per CPU second of the loop, floor / loop per step) over `steps` steps after two to warm."""
+    """(tokens per CPU second of the loop, floor / loop per step) over `steps` steps after two to
+    warm.
+    """
     model, batch_tokens = config(kind, shape)
     run = Run(
         model=model,
@@ -126,7 +128,6 @@ def show(names: list[str] | None, steps: int) -> int:
         for shape in SHAPES:
             speed, ratios = measure(ZOO[name], shape, steps)
             low, middle, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"{name:<8} {shape:<8} {speed:15,.0f} {middle:13.2f} {f'({low:.2f}-{high:.2f})':>15}"
-            )
+            quartiles = f"({low:.2f}-{high:.2f})"
+            print(f"{name:<8} {shape:<8} {speed:15,.0f} {middle:13.2f} {quartiles:>15}")
     return 0

@@ -1,7 +1,7 @@
 """What is predicted? Each objective turns a batch and a model into a loss in nats per token.
 
-The mapping from a run's configuration to the code that computes it is the one below; a new objective
-is a configuration in `run`, a file here, and a line in the mapping.
+The mapping from a run's configuration to the code that computes it is the one below; a new
+objective is a configuration in `run`, a file here, and a line in the mapping.
 """
 
 from isoflop.objectives.autoregressive import NextToken

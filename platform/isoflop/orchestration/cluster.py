@@ -1,4 +1,6 @@
-"""Where do the points run? On a Ray cluster: this machine's own, started for the study, or a standing one."""
+"""Where do the points run? On a Ray cluster: this machine's own, started for the study, or a
+standing one.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ class Resources:
 
 # Ray reads these when it starts; facts behind each in the comment.
 ENVIRONMENT = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` workers would each start through uv again
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` each worker would start through uv
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2 s: as long as a small run
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # default 60 s: too short for a loaded laptop
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the announced new default; else a warning per start
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the announced default; else it warns
 }
 
 
@@ -82,8 +84,9 @@ def _start(cpus: int | None, options: dict[str, Any]) -> None:
 
 
 def _shipped() -> dict[str, Any]:
-    """A cluster elsewhere gets this checkout's code, so that driver and workers agree. Modules, never
-    the checkout as a whole: its folder platform/ is a source root and not importable."""
+    """A cluster elsewhere gets this checkout's code, so that driver and workers agree. Modules,
+    never the checkout as a whole: its folder platform/ is a source root and not importable.
+    """
     import models
 
     packages = [isoflop.__file__, models.__file__]

@@ -1,6 +1,7 @@
 """What does a process need in order to carry out one run of a study, and what does it leave behind?
 
-A `Job` is a run with its place on disk. `execute` trains it in this process and leaves, in its folder:
+A `Job` is a run with its place on disk. `execute` trains it in this process and leaves, in its
+folder:
 
     run.json          the resolved run, its identity, the study's axes
     checkpoints/      the newest ones while it runs, the weights at the end
@@ -57,7 +58,9 @@ class Job:
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """What `result.json` in a run's folder says; None if the run has not ended (or the file is torn)."""
+    """What `result.json` in a run's folder says; None if the run has not ended (or the file is
+    torn).
+    """
     try:
         values = json.loads((folder / "result.json").read_text())
     except (FileNotFoundError, ValueError):  # no JSON, or no text at all

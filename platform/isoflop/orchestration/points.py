@@ -1,14 +1,15 @@
 """How are many runs carried out side by side? As Ray Tune trials, each in one of two ways.
 
-One worker: the run trains inside its trial. Trials are functions in reused processes (`reuse_actors`), one
-core and one thread each, as many at once as there are cores or GPUs: a further trial costs a fraction of a
-second, where a fresh process would cost the import of torch, and a nested start tens of seconds.
+One worker: the run trains inside its trial. Trials are functions in reused processes
+(`reuse_actors`), one core and one thread each, as many at once as there are cores or GPUs: a
+further trial costs a fraction of a second, where a fresh process would cost the import of torch,
+and a nested start tens of seconds.
 
 Several workers: the trial starts a Ray Train TorchTrainer and computes nothing itself.
 
-Either way the same `execute` runs, and what it reports reaches the `Watcher` in the driver. A process that
-dies is started again by Ray and goes on from the run's own checkpoint; Tune's and Train's stores hold
-nothing that a study needs.
+Either way the same `execute` runs, and what it reports reaches the `Watcher` in the driver. A
+process that dies is started again by Ray and goes on from the run's own checkpoint; Tune's and
+Train's stores hold nothing that a study needs.
 """
 
 from __future__ import annotations
@@ -191,8 +192,10 @@ def failed(job: Job, error: str) -> dict[str, Any]:
 
 
 def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple[Any, Any]:
-    """A Tune callback that speaks of jobs, and a stopper that ends the experiment once the stop file is
-    there and the running points have saved. Built here so that importing this file imports no Ray."""
+    """A Tune callback that speaks of jobs, and a stopper that ends the experiment once the stop
+    file is there and the running points have saved. Built here so that importing this file imports
+    no Ray.
+    """
     from ray import tune
 
     running: set[str] = set()

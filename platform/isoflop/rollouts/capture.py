@@ -83,7 +83,7 @@ def schedule(steps: int, captures: int) -> tuple[int, ...]:
 
 
 def check(rollouts: Rollouts, context: int) -> None:
-    """Raises ValueError where prompts repeat, or `new_tokens` leaves no room for them in a context."""
+    """Raises ValueError where prompts repeat, or `new_tokens` leaves them no room in a context."""
     prompts, new_tokens = rollouts.prompts, rollouts.new_tokens
     if len(set(prompts)) < len(prompts):
         twice = next(prompt for prompt in prompts if prompts.count(prompt) > 1)

@@ -355,7 +355,7 @@ def _few_powers(ax: Axes) -> None:
 
 
 def _few_counts(ax: Axes) -> None:
-    """Tokens along a small panel whose scale has a zero: the zero, and every second power of ten."""
+    """Tokens along a small panel whose scale has a zero: it, and every second power of ten."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     powers = np.arange(0, np.log10(max(10.0, ax.get_xlim()[1])), 1)

@@ -80,7 +80,8 @@ def load(
     optimizer: torch.optim.Optimizer,
     warn: Callable[[str], None] = print,
 ) -> Progress:
-    """Bring model and optimizer to the newest checkpoint that can be read; a fresh start if none is.
+    """Bring model and optimizer to the newest checkpoint that can be read; a fresh start if none
+    is.
 
     A final checkpoint, which has no optimizer, is one too: nothing is left to train after it.
     Raises ValueError if a readable checkpoint belongs to another run.

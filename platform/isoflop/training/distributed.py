@@ -1,7 +1,7 @@
 """Which process am I, on which device, and how do the processes of one run agree?
 
-Whoever starts the processes (Ray Train, torchrun, a test) initialises torch.distributed; this file only
-uses it. A run of one process never touches it.
+Whoever starts the processes (Ray Train, torchrun, a test) initialises torch.distributed; this file
+only uses it. A run of one process never touches it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Ranks:
 
 
 def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module to call in training: gradients are averaged over the ranks if there are several."""
+    """The module to call in training: gradients are averaged over the ranks, if several."""
     if ranks.world == 1:
         return model
     ids = [torch.device(ranks.device)] if ranks.device.startswith("cuda") else None

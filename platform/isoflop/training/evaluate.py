@@ -15,7 +15,9 @@ from models.interface import Model
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The validation windows of a study: ids (W, T), their targets, and the bytes the targets stand for."""
+    """The validation windows of a study: ids (W, T), their targets, and the bytes the targets stand
+    for.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -56,5 +58,5 @@ def evaluate(model: Model, text: HeldOut, objective: Objective, ranks: Ranks, ro
 
 
 def points(steps: int, times: int) -> tuple[int, ...]:
-    """The steps after which a run is evaluated: halving backwards from the end, the end included."""
+    """The steps after which a run is evaluated: the end, and halving backwards from it."""
     return tuple(sorted({max(1, round(steps / 2**k)) for k in range(times)}))

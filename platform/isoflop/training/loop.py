@@ -2,9 +2,10 @@
 
     batch(step) -> update -> (log, evaluate, capture, checkpoint at their steps) -> outcome
 
-The loop knows its ranks and a function to report to; whether it runs under plain Python, torchrun, Ray
-Tune or Ray Train is the caller's business. Everything it does between two updates (evaluation, rollout
-capture, checkpoints, reports) leaves the weights and the random numbers of the next update alone.
+The loop knows its ranks and a function to report to; whether it runs under plain Python, torchrun,
+Ray Tune or Ray Train is the caller's business. Everything it does between two updates (evaluation,
+rollout capture, checkpoints, reports) leaves the weights and the random numbers of the next update
+alone.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def train(
 ) -> Outcome:
     """Train `run` to its end, from the newest checkpoint in `folder` if there is one.
 
-    The same run gives the same losses to the bit on the same machine, interrupted or not, captured or
-    not; with more ranks it agrees to rounding, since the global batches are the same.
+    The same run gives the same losses to the bit on the same machine, interrupted or not, captured
+    or not; with more ranks it agrees to rounding, since the global batches are the same.
     """
     hooks = hooks or Hooks()
     torch.manual_seed(run.seed)

@@ -27,7 +27,8 @@ def build(model: nn.Module, config: AdamW) -> torch.optim.AdamW:
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int, peak: float) -> float:
-    """The rate of step `step` (from 0) of `steps`: a pure function, so that resuming needs no state.
+    """The rate of step `step` (from 0) of `steps`: a pure function, so that resuming needs no
+    state.
 
     Warm-up rises linearly to `peak` over `schedule.warmup * steps`; the decay ends at
     `schedule.final * peak` on the last step.

@@ -15,8 +15,8 @@ def settle(threads: int) -> None:
     """Use `threads` threads, and hand no freed memory back to the system between steps.
 
     A training step frees and asks for the same megabytes again; by default glibc returns them each
-    time, and the kernel's clearing of fresh pages took a tenth of a small step. Processes are reused,
-    so the threads are set anew for each run.
+    time, and the kernel's clearing of fresh pages took a tenth of a small step. Processes are
+    reused, so the threads are set anew for each run.
     """
     torch.set_num_threads(threads)
     if sys.platform == "linux":

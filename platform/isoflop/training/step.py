@@ -11,15 +11,18 @@ from isoflop.training.distributed import Ranks
 
 
 def seed_step(run: Run, step: int, ranks: Ranks) -> None:
-    """Seed torch so that whatever a model draws (dropout, router noise) depends on (seed, step, rank)
-    alone: a resumed run draws the same, and nothing between two steps can disturb it."""
+    """Seed torch so that whatever a model draws (dropout, router noise) depends on (seed, step,
+    rank) alone: a resumed run draws the same, and nothing between two steps can disturb it.
+    """
     seed = (run.seed * 1_000_003 + step) * 4_099 + ranks.rank
     torch.manual_seed(seed % 2**64)  # torch takes no more bits
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
-    """The precision of the matrix products. "auto": float32 on a CPU, where bfloat16 is emulated and up
-    to 170 times slower unless the chip has it; bfloat16 on a GPU. Weights stay float32 always."""
+    """The precision of the matrix products. "auto": float32 on a CPU, where bfloat16 is emulated
+    and up to 170 times slower unless the chip has it; bfloat16 on a GPU. Weights stay float32
+    always.
+    """
     kind = device.split(":")[0]
     low = precision == "bfloat16" or (precision == "auto" and kind == "cuda")
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=low)
@@ -35,8 +38,8 @@ def update(
 ) -> tuple[Tensor, Tensor]:
     """One step on this rank's share (B, T) of the batch.
 
-    Returns the mean loss in nats and the gradient's global norm before clipping, both scalars that stay
-    on the device: reading them would make the device wait.
+    Returns the mean loss in nats and the gradient's global norm before clipping, both scalars that
+    stay on the device: reading them would make the device wait.
     """
     inputs, targets = (part.to(device, non_blocking=True) for part in batch)
     with autocast(run.precision, device):
