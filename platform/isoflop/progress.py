@@ -111,10 +111,13 @@ class Progress:
     def _table(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=self._summary(), title_justify="left", box=None, pad_edge=False)
         for name in ("point", "progress", "loss", "held out", "tokens/s", "left"):
             table.add_column(name, justify="left" if name in ("point", "progress") else "right")
+        if not self.running:  # before the first has started, and after the last has ended
+            return Text(self._summary())
         now = time.monotonic()
         for running in list(self.running.values()):
             left = running.seconds_left(now)

@@ -90,7 +90,9 @@ def _summary(rows: Sequence[Comparison]) -> list[str]:
         won = [(name, count) for name, count in won if count]
         of = f"of {len(pair)} budget{'s' if len(pair) > 1 else ''}"
         if not won:
-            sentences.append(f"Between {first} and {second} {UNDECIDED} at any {of}.")
+            sentences.append(
+                f"Which of {first} and {second} is better per FLOP cannot be told at any budget."
+            )
         for name, count in won:
             other = second if name == first else first
             sentences.append(f"Per FLOP {name} is better than {other} at {count} {of}.")
