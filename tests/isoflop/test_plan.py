@@ -24,6 +24,7 @@ MakeJob = Callable[..., Job]
     ([1.0, 2.0, 3.0], 1, 6.0),
     ([3.0, 1.0, 2.0], 2, 3.0),
     ([4.0, 3.0, 3.0], 2, 6.0),
+    ([1.0, 1.0, 2.0], 2, 2.0),
 ])  # fmt: skip
 def test_makespan(seconds: list[float], slots: int, expected: float) -> None:
     assert makespan(seconds, slots) == expected
