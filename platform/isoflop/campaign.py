@@ -188,7 +188,7 @@ class Campaign:
         finally:
             warm.result()
         if (self.folder / "stop").exists():
-            tracker.close()
+            _close(tracker)
             return True
         print(_spent(self.chosen, time.monotonic() - began, share.at_once))
         self.report()
@@ -215,12 +215,8 @@ class Campaign:
             key, "finished", {"question": self.study.question},
             [self.folder / "report.html", self.folder / "figures", self.folder / "runs.parquet"],
         )  # fmt: skip
-        try:
-            tracker.close()
-        except RuntimeError as error:
-            print(f"warning: {error}; the runs and the report are complete without it")
-            return
-        print(f"runs    {self._links(tracker)}")
+        if _close(tracker):
+            print(f"runs    {self._links(tracker)}")
 
     def _links(self, tracker: tracking.Tracker) -> str:
         server = self.machine.tracking or "http://127.0.0.1:5000"
@@ -271,6 +267,16 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
     )
+
+
+def _close(tracker: tracking.Tracker) -> bool:
+    """Wait for what is left to track. A store that failed is said, and is no failure of the study."""
+    try:
+        tracker.close()
+    except RuntimeError as error:
+        print(f"warning: {error}; the runs and the report are complete without it")
+        return False
+    return True
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:
