@@ -32,13 +32,14 @@ ALLOWED = {
     "plan": {
         "run", "objectives", "training", "orchestration.job", "progress", "models.interface",
     },
+    "design": {"run"},
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
-        "progress", "report", "plan", "study",
+        "progress", "report", "plan", "design",
     },
-    "study": {"run", "campaign"},
+    "study": {"run", "design", "campaign"},
     "benchmarks": {
-        "run", "data", "objectives", "training", "study", "campaign", "record", "plan",
+        "run", "data", "objectives", "training", "design", "campaign", "record", "plan",
         "orchestration", "models", "models.interface",
     },
     "cli": {"benchmarks", "tracking"},

@@ -3,7 +3,9 @@
 The rooms, in reading order (data order):
 
     run            what one training run is: frozen values, hashed and written as JSON
-    study          a question as a Python file: points, one run per point, one command line
+    design         a question as values: axes, their points, one run per point
+    study          the command line that every study has
+    campaign       what that command does on one machine: plan, train, report
     data           text -> tokens -> shards -> batches
     objectives     what is predicted, and the loss
     (models)       the zoo: a top-level package of its own, plain torch
@@ -11,8 +13,10 @@ The rooms, in reading order (data order):
     rollouts       what the model writes while it learns: generate, capture, measure
     tracking       the only file that imports mlflow
     scaling        laws: minima, fits, intervals, verdict, figures
+    record         the run table, from which everything is concluded
     report         the study as one page
     orchestration  the only room that imports ray and optuna
+    benchmarks     what it costs here, as ratios
     cli            the `isoflop` command
 """
 

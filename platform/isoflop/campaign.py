@@ -30,11 +30,11 @@ from typing import Any
 
 from isoflop import record, tracking
 from isoflop.data.prepare import Prepared, prepare
+from isoflop.design import Point, Study, UserError, build, user_input
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.progress import Progress, duration
 from isoflop.rollouts import capture
 from isoflop.run import Run, Text
-from isoflop.study import Point, Study, UserError, build, user_input
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 
@@ -270,7 +270,7 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
 
 
 def _close(tracker: tracking.Tracker) -> bool:
-    """Wait for what is left to track. A store that failed is said, and is no failure of the study."""
+    """Wait for what is left to track. A store that failed is said, not raised."""
     try:
         tracker.close()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What is a study? A question, the axes that answer it, and one function from axes to a run.
+"""What can be asked of every study? One command line: plan, train, report, and where.
 
     study = Study(name="scaling-grid", run=run, points=grid(arch=[...], width=[...], flops=[...]))
 
@@ -12,145 +12,17 @@ nothing itself, and states every decision that a run depends on.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from isoflop.run import Run, override, short
+from isoflop.design import Grid, Point, Study, UserError, grid, select, user_input
+from isoflop.run import short
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
-
-Point = dict[str, Any]  # axis name to value
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Points of a study. Add two grids over the same axes to give each its own values."""
-
-    points: tuple[Point, ...]
-
-    @property
-    def axes(self) -> dict[str, tuple[Any, ...]]:
-        """Every axis with its different values, in the order they first appear."""
-        return {
-            name: tuple(dict.fromkeys(point[name] for point in self.points))
-            for name in self.points[0]
-        }
-
-    def __iter__(self) -> Iterator[Point]:
-        return iter(self.points)
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def __add__(self, other: Grid) -> Grid:
-        if set(self.axes) != set(other.axes):
-            raise ValueError(
-                f"grids over different axes cannot be added: {', '.join(self.axes)} "
-                f"and {', '.join(other.axes)}"
-            )
-        return Grid(self.points + other.points)
-
-
-def grid(**axes: Sequence[Any]) -> Grid:
-    """Every combination of the axes' values: `grid(width=[64, 128], seed=range(3))`."""
-    if not axes:
-        raise ValueError("a grid needs at least one axis")
-    for name, values in axes.items():
-        if len(values) == 0:
-            raise ValueError(f"axis {name!r} has no values")
-    combinations = itertools.product(*axes.values())
-    return Grid(tuple(dict(zip(axes, values, strict=True)) for values in combinations))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A named question. `family` is the axis that tells the compared models apart (each gets a law
-    of its own), `budget` the axis of equal compute (each value gets an IsoFLOP curve).
-    """
-
-    name: str
-    run: Callable[..., Run]
-    points: Grid
-    objective: str = "val/loss"
-    family: str = "arch"
-    budget: str = "flops"
-
-    def __post_init__(self) -> None:
-        if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
-            raise ValueError(
-                f"a study's name is {self.name!r}; it must be of letters, digits, - and _"
-            )
-        for axis in (self.family, self.budget):
-            if axis not in self.points.axes:
-                known = ", ".join(self.points.axes)
-                raise ValueError(f"{axis!r} is not an axis of study {self.name!r}; it has {known}")
-
-    @property
-    def file(self) -> Path:
-        """The study file, where results lie beside by default."""
-        return Path(self.run.__code__.co_filename).resolve()
-
-    @property
-    def question(self) -> str:
-        """The first line of the study file's docstring."""
-        text = sys.modules[self.run.__module__].__doc__ or self.name
-        return text.strip().splitlines()[0]
-
-    def label(self, point: Point) -> str:
-        """What people call a point: "llama width=32 flops=1e11"; axes of one value are left out."""
-        varied = {name for name, values in self.points.axes.items() if len(values) > 1}
-        return " ".join(
-            value if isinstance(value, str) else f"{name}={short(value)}"
-            for name, value in point.items()
-            if name in varied or len(varied) == 0
-        )
-
-
-def select(study: Study, only: Sequence[str]) -> list[Point]:
-    """The points that agree with every AXIS=VALUE. Raises ValueError that names what there is."""
-    points = list(study.points)
-    wanted: dict[str, set[str]] = {}
-    for choice in only:
-        axis, equals, value = choice.partition("=")
-        if not equals or axis not in study.points.axes:
-            known = ", ".join(study.points.axes)
-            raise ValueError(
-                f"--only {choice}: write AXIS=VALUE with an axis of this study: {known}"
-            )
-        values = study.points.axes[axis]
-        match = [str(v) for v in values if _same(value, v)]
-        if not match:
-            known = ", ".join(short(v) for v in values)
-            raise ValueError(f"--only {choice}: {axis} has the values {known}")
-        wanted.setdefault(axis, set()).update(match)
-    return [p for p in points if all(str(p[axis]) in allowed for axis, allowed in wanted.items())]
-
-
-def _same(text: str, value: Any) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(text) == float(value)
-        except ValueError:
-            return False
-    return text == str(value)
-
-
-def build(study: Study, point: Point, overrides: Sequence[str]) -> Run:
-    """The run of one point, with every PATH=VALUE set. Raises ValueError naming the bad one."""
-    run = study.run(**point)
-    for choice in overrides:
-        path, equals, value = choice.partition("=")
-        if not equals:
-            raise ValueError(f"--set {choice}: write PATH=VALUE, as in optimizer.lr=1e-3")
-        run = override(run, path, value)
-    return run
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
@@ -164,20 +36,6 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-class UserError(ValueError):
-    """Wrong input, said in one sentence before anything starts."""
-
-
-@contextmanager
-def user_input() -> Iterator[None]:
-    """What goes wrong in this block is the input's fault; elsewhere a ValueError is a bug and shows
-    its traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
 
 
 def _dispatch(study: Study, options: argparse.Namespace) -> int:
@@ -271,3 +129,6 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     where.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return text
+
+
+__all__ = ["Grid", "Point", "Study", "UserError", "grid", "main"]

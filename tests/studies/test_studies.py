@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from isoflop.campaign import Machine
+from isoflop.design import Study, build
 from isoflop.run import Run
-from isoflop.study import Study, build, main, parser
+from isoflop.study import main, parser
 from models import ZOO
 
 ROOT = Path(__file__).resolve().parents[2]

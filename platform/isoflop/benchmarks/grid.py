@@ -18,10 +18,10 @@ from typing import Any
 from isoflop import record
 from isoflop.benchmarks.training import config
 from isoflop.campaign import Campaign, Machine
+from isoflop.design import Study, grid
 from isoflop.orchestration.job import result
 from isoflop.plan import throughput
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Text
-from isoflop.study import Study, grid
 from models import ZOO
 
 PROMPTS = ("", "def main():\n    ", "import os\n")

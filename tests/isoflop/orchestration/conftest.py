@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.design import Study, grid
 from isoflop.orchestration.cluster import Resources, cluster
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Text
-from isoflop.study import Study, grid
 from models import GPT2Config, LlamaConfig
 
 
