@@ -142,7 +142,7 @@ class Campaign:
         text: str = analysis.verdict.text
         sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in sentences))
-        print(f"\nreport  {page}")
+        print(f"\nreport  {_near(page)}")
         return text
 
     def go(self) -> int:
@@ -224,7 +224,7 @@ class Campaign:
         found = tracker.links(server, keys) if server.startswith("http") else {}
         lines = [f"{name:<8}{link}" for name, link in found.items()]
         if not self.machine.tracking:
-            lines.insert(0, f"isoflop ui {self.machine.storage}   starts MLflow for these links:")
+            lines.insert(0, f"isoflop ui {_near(self.machine.storage)}   starts MLflow for these:")
         return "\n        ".join(lines)
 
 
@@ -277,6 +277,12 @@ def _close(tracker: tracking.Tracker) -> bool:
         print(f"warning: {error}; the runs and the report are complete without it")
         return False
     return True
+
+
+def _near(path: Path) -> Path:
+    """As short as it can be typed from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:

@@ -356,7 +356,7 @@ def _safe_json(value: object) -> Any:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
