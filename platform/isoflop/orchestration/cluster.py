@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address is not None:
+        _check(address)
     import ray
 
     if ray.is_initialized():  # by whoever called: theirs to end
@@ -60,6 +63,20 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]
         yield _resources()
     finally:
         ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Raise ValueError at once where nothing listens (Ray would try for minutes), and use this
+    user's token: given an address, Ray sends none unless the mode says so."""
+    if (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return  # "auto", or a form that Ray itself understands
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from None
 
 
 def _resources() -> Resources:
