@@ -36,6 +36,9 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before any run had started, or for the second time
+        print("ended at once; what had a result is kept", file=sys.stderr)
+        sys.exit(130)
 
 
 def _dispatch(study: Study, options: argparse.Namespace) -> int:
