@@ -2,10 +2,13 @@
 
     interval     a number with its interval, or a typed refusal
     isoflop      approach 2: the loss minimum of each budget, and how it moves with compute
-    huber        which parameters minimise the robust log loss (numpy only)
-    parametric   approach 3: L(N, D) = E + A N^-alpha + B D^-beta, bootstrap, optimum
+    objective    what a law pays for missing a run
+    minimise     which parameters make it pay least; starts: where the search begins (numpy only)
+    forms        the laws: chinchilla, tied, kaplan, gadre
+    parametric   approach 3: fit, bootstrap, optimum
     verdict      which family reaches the lower loss at equal compute, in words
     plots        the figures
+    command      `isoflop fit`: anybody's table (columns) to laws in text, JSON or a folder
 
 Everything here reads the run table, one row per run. The fits need neither torch nor Ray.
 """

@@ -1,0 +1,261 @@
+"""What do these runs say? `isoflop fit`: laws from a table of runs, printed, written or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.scaling.columns import Columns, Runs, read, runs
+from isoflop.scaling.forms import FORMS
+from isoflop.scaling.interval import Interval, Refusal, compact, scientific
+from isoflop.scaling.objective import Objective
+from isoflop.scaling.parametric import Optimum, Resampled, bootstrap, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What `isoflop fit` was asked."""
+
+    path: Path
+    columns: Columns = field(default_factory=Columns)
+    forms: tuple[str, ...] = tuple(FORMS)
+    objective: Objective = field(default_factory=Objective)
+    resamples: int = 1000
+    seed: int = 0
+    drop: int = 0
+    target: float | None = None  # FLOPs; None: the most that a run was given
+    pinned: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.forms if name not in FORMS]
+        if unknown:
+            raise ValueError(f"form is {unknown[0]!r}; it must be one of {', '.join(FORMS)}")
+        if self.resamples < 1:
+            raise ValueError(f"resamples is {self.resamples}; it must be at least 1")
+        for name in self.pinned:
+            if not any(name in FORMS[form].pinnable for form in self.forms):
+                raise ValueError(f"none of the forms {', '.join(self.forms)} can pin {name!r}")
+        if self.target is not None and not (0 < self.target < math.inf):
+            raise ValueError(f"target is {self.target}; it must be above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """One form through one family's runs."""
+
+    family: str
+    form: str
+    law: Resampled | Refusal
+    target: float
+    optimum: Optimum | Refusal
+
+
+def pins(words: Sequence[str]) -> dict[str, float]:
+    """`NAME=VALUE` words as values. Raises ValueError."""
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--pin is {word!r}; it must be NAME=NUMBER") from None
+    return found
+
+
+def answer(question: Question) -> tuple[Runs, list[Law]]:
+    """Reads the table and fits every form to every family. Raises ValueError."""
+    table = runs(read(question.path), question.columns, question.drop)
+    if not len(table.frame):
+        raise ValueError(f"no row of {question.path} can be fitted: {'; '.join(table.notes)}")
+    return table, [
+        _law(table, question, family, form) for family in table.families for form in question.forms
+    ]
+
+
+def _law(table: Runs, question: Question, family: str, form: str) -> Law:
+    rows = table.family(family)
+    target = question.target or float(rows["flops"].max())
+    found = fit(
+        rows["size"],
+        rows["tokens"],
+        rows["loss"],
+        flops=rows["flops"],
+        form=form,
+        objective=question.objective,
+        weights=rows["weight"],
+        pinned={k: v for k, v in question.pinned.items() if k in FORMS[form].pinnable},
+    )
+    if isinstance(found, Refusal):
+        return Law(family, form, found, target, found)
+    resampled = bootstrap(found, resamples=question.resamples, seed=question.seed)
+    return Law(family, form, resampled, target, resampled.optimum(target))
+
+
+def show(question: Question, *, as_json: bool, out: Path | None) -> int:
+    """Prints the laws (`as_json`: one object per line and form); 1 where no law could be fitted.
+
+    `out`: also writes the report folder there.
+    """
+    table, laws = answer(question)
+    if as_json:
+        for law in laws:
+            print(json.dumps(record(question, law), allow_nan=False))
+    else:
+        print(text(question, table, laws))
+    if out is not None:
+        from isoflop.scaling.folder import write
+
+        page = write(out, question, table, laws)
+        print(f"\nreport: {page}", file=sys.stderr if as_json else sys.stdout)
+    return 0 if any(isinstance(law.law, Resampled) for law in laws) else 1
+
+
+def text(question: Question, table: Runs, laws: list[Law]) -> str:
+    """What a terminal shows."""
+    frame = table.frame
+    lines = [
+        f"{len(frame)} runs of {question.path.name}: N {_span(frame['size'])}, "
+        f"D {_span(frame['tokens'])}, C {scientific(frame['flops'].min())} to "
+        f"{scientific(frame['flops'].max())} FLOPs",
+        *[f"  {note}" for note in table.notes],
+        f"objective {question.objective.name}{_delta(question.objective)} on ln L, "
+        f"{question.resamples} resamples of runs, seed {question.seed}; 95 % intervals",
+    ]
+    for law in laws:
+        lines += ["", *_paragraph(law, len(table.families) > 1)]
+    return "\n".join(lines)
+
+
+def _delta(objective: Objective) -> str:
+    over = f", over {objective.over:g}" if objective.name == "asymmetric" else ""
+    known = objective.name in ("huber", "asymmetric")
+    return f" (delta {objective.delta:g}{over})" if known else ""
+
+
+def _span(values: Any) -> str:
+    return f"{compact(float(values.min()))} to {compact(float(values.max()))}"
+
+
+def _paragraph(law: Law, several: bool) -> list[str]:
+    head = f"{law.form}{f' | {law.family}' if several else ''}   {FORMS[law.form].equation}"
+    if isinstance(law.law, Refusal):
+        return [head, f"  no law: {law.law}"]
+    found = law.law.fit
+    lines = [head]
+    for name, value in found.values.items():
+        if name in found.pinned:
+            lines.append(f"  {name:8} {_number(value):>10}   pinned")
+            continue
+        interval, error = law.law.interval(name), law.law.standard_error(name)
+        lines.append(
+            f"  {name:8} {_number(value):>10} ± {_number(error):<10} "
+            f"[{_number(interval.low)}, {_number(interval.high)}]"
+        )
+    lines.append(f"  {_quality(law.law)}")
+    if found.boundary:
+        lines.append(f"  at the boundary: {', '.join(found.boundary)}; do not extrapolate")
+    return [*lines, f"  {_optimum(law)}"]
+
+
+def _quality(law: Resampled) -> str:
+    found = law.fit
+    scatter = float(np.sqrt(np.average(found.residuals() ** 2, weights=found.weights)))
+    words = (
+        f"objective {found.objective:.6g}, scatter {100 * scatter:.2f} % of the loss, "
+        f"{found.agreeing} of {found.starts} starts agree"
+    )
+    counts = [
+        (law.degenerate, "could not be fitted"),
+        (law.unconverged, "did not converge"),
+        (law.at_boundary, "at the boundary"),
+    ]
+    said = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return words + (f"; of the resamples {said}" if said else "; all resamples converged")
+
+
+def _optimum(law: Law) -> str:
+    at = f"at {scientific(law.target)} FLOPs"
+    if isinstance(law.optimum, Refusal):
+        return f"{at}: no optimum, {law.optimum}"
+    best = law.optimum
+    end = f" ({best.without} resamples have no optimum)" if best.without else ""
+    return (
+        f"{at}: N {_interval(best.size)}, D {_interval(best.tokens)}, "
+        f"D/N {_ratio(best.ratio)}, loss {best.loss.value:.4f} "
+        f"[{best.loss.low:.4f}, {best.loss.high:.4f}]{end}"
+    )
+
+
+def _interval(value: Interval) -> str:
+    return f"{compact(value.value)} [{compact(value.low)}, {compact(value.high)}]"
+
+
+def _ratio(value: Interval) -> str:
+    return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 100 else f"{value:.4g}"
+
+
+def record(question: Question, law: Law) -> dict[str, Any]:
+    """One law as JSON; what overflows or is unknown is null."""
+    head: dict[str, Any] = {
+        "form": law.form,
+        "equation": FORMS[law.form].equation,
+        "family": law.family,
+        "objective_name": question.objective.name,
+        "delta": _finite(question.objective.delta),
+        "over": question.objective.over,
+        "resamples": question.resamples,
+        "seed": question.seed,
+        "dropped": question.drop,
+    }
+    if isinstance(law.law, Refusal):
+        return head | {"refusal": vars(law.law)}
+    found = law.law.fit
+    free = [name for name in found.values if name not in found.pinned]
+    intervals = {name: law.law.interval(name) for name in free}
+    return (
+        head
+        | {name: _finite(value) for name, value in found.values.items()}
+        | {
+            "standard_errors": {name: _finite(law.law.standard_error(name)) for name in free},
+            "intervals": {k: [_finite(i.low), _finite(i.high)] for k, i in intervals.items()},
+            "pinned": dict(found.pinned),
+            "objective": found.objective,
+            "points": found.points,
+            "converged": found.converged,
+            "boundary": list(found.boundary),
+            "starts": found.starts,
+            "starts_agreeing": found.agreeing,
+            "resamples_not_fitted": law.law.degenerate,
+            "resamples_unconverged": law.law.unconverged,
+            "resamples_at_boundary": law.law.at_boundary,
+            "flops_per_parameter_token": found.factor,
+            "optimum": _best(law),
+        }
+    )
+
+
+def _best(law: Law) -> dict[str, Any]:
+    if isinstance(law.optimum, Refusal):
+        return {"C": law.target, "refusal": vars(law.optimum)}
+    best = law.optimum
+    named = {"N": best.size, "D": best.tokens, "D_per_N": best.ratio, "loss": best.loss}
+    found: dict[str, Any] = {"C": best.flops}
+    for name, interval in named.items():
+        found[name] = _finite(interval.value)
+        found[f"{name}_interval"] = [_finite(interval.low), _finite(interval.high)]
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
