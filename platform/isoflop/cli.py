@@ -80,6 +80,7 @@ def _fit_options(fit: argparse.ArgumentParser) -> None:
     add("--delta", type=float, default=1e-3, help="of huber and asymmetric (default: %(default)s)")
     add("--over", type=float, help="asymmetric: cost of a law above a run (default: 10)")
     add("--pin", action="append", default=[], metavar="NAME=VALUE", help="hold a parameter")
+    add("--share", action="append", default=[], metavar="NAME", help="one value for all of --by")
     add("--resamples", type=int, default=1000, help="of the runs (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
     add("--drop", type=int, default=0, metavar="K", help="leave the K highest losses out")
@@ -107,6 +108,7 @@ def _fit(options: argparse.Namespace) -> int:
         drop=options.drop,
         target=options.target,
         pinned=pins(options.pin),
+        shared=tuple(dict.fromkeys(options.share)),
     )
     return show(question, as_json=options.json, out=options.out)
 

@@ -201,7 +201,16 @@ def test_neither_torch_nor_ray_is_imported(csv: Csv, tmp_path: Path) -> None:
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
     )
-    words = ["fit", str(csv()), "--resamples", "5", "--out", str(tmp_path / "report")]
+    words = [
+        "fit",
+        str(csv()),
+        "--form",
+        "tied",
+        "--resamples",
+        "5",
+        "--out",
+        str(tmp_path / "report"),
+    ]
     shown = subprocess.run(
         [sys.executable, "-c", code, *words],
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"},

@@ -6,6 +6,7 @@
     minimise     which parameters make it pay least; starts: where the search begins (numpy only)
     forms        the laws: chinchilla, tied, kaplan, gadre
     parametric   approach 3: fit, bootstrap, optimum
+    holdout      how well a law predicts larger runs; profile: which values the runs allow
     verdict      which family reaches the lower loss at equal compute, in words
     plots        the figures
     command      `isoflop fit`: anybody's table (columns) to laws in text, JSON or a folder

@@ -8,15 +8,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.scaling.columns import Columns, Runs, read, runs
 from isoflop.scaling.forms import FORMS
+from isoflop.scaling.holdout import Score, largest, rolling, score
 from isoflop.scaling.interval import Interval, Refusal, compact, scientific
+from isoflop.scaling.joint import Family, bootstrap_together, fit_together
 from isoflop.scaling.objective import Objective
-from isoflop.scaling.parametric import Optimum, Resampled, bootstrap, fit
+from isoflop.scaling.parametric import Optimum, ParametricFit, Resampled, bootstrap, fit
+from isoflop.scaling.profile import profile, skewed
+
+HELD_OUT_RESAMPLES = 200  # for prediction intervals of the runs held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,7 @@ class Question:
     drop: int = 0
     target: float | None = None  # FLOPs; None: the most that a run was given
     pinned: Mapping[str, float] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()  # parameters that all families have in common
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.forms if name not in FORMS]
@@ -42,6 +49,12 @@ class Question:
         for name in self.pinned:
             if not any(name in FORMS[form].pinnable for form in self.forms):
                 raise ValueError(f"none of the forms {', '.join(self.forms)} can pin {name!r}")
+        if self.shared and self.pinned:
+            raise ValueError("parameters can be shared or pinned, not both in one fit")
+        if self.shared and self.columns.by is None:
+            raise ValueError(
+                f"sharing {', '.join(self.shared)} takes families: name them with --by"
+            )
         if self.target is not None and not (0 < self.target < math.inf):
             raise ValueError(f"target is {self.target}; it must be above 0")
 
@@ -55,6 +68,8 @@ class Law:
     law: Resampled | Refusal
     target: float
     optimum: Optimum | Refusal
+    largest: Score | Refusal  # the largest budget, held out
+    rolling: Score | Refusal  # each budget of the larger half, from all smaller ones
 
 
 def pins(words: Sequence[str]) -> dict[str, float]:
@@ -74,6 +89,8 @@ def answer(question: Question) -> tuple[Runs, list[Law]]:
     table = runs(read(question.path), question.columns, question.drop)
     if not len(table.frame):
         raise ValueError(f"no row of {question.path} can be fitted: {'; '.join(table.notes)}")
+    if question.shared:
+        return table, [law for form in question.forms for law in _shared(table, question, form)]
     return table, [
         _law(table, question, family, form) for family in table.families for form in question.forms
     ]
@@ -82,20 +99,53 @@ def answer(question: Question) -> tuple[Runs, list[Law]]:
 def _law(table: Runs, question: Question, family: str, form: str) -> Law:
     rows = table.family(family)
     target = question.target or float(rows["flops"].max())
-    found = fit(
-        rows["size"],
-        rows["tokens"],
-        rows["loss"],
-        flops=rows["flops"],
-        form=form,
-        objective=question.objective,
-        weights=rows["weight"],
-        pinned={k: v for k, v in question.pinned.items() if k in FORMS[form].pinnable},
+    size, tokens, flops, loss, weight = (
+        rows[name].to_numpy(float) for name in ("size", "tokens", "flops", "loss", "weight")
     )
+
+    def lay(kept: NDArray[np.bool_]) -> ParametricFit | Refusal:
+        return fit(
+            size[kept],
+            tokens[kept],
+            loss[kept],
+            flops=flops[kept],
+            form=form,
+            objective=question.objective,
+            weights=weight[kept],
+            pinned={k: v for k, v in question.pinned.items() if k in FORMS[form].pinnable},
+        )
+
+    found = lay(np.ones(len(rows), dtype=bool))
     if isinstance(found, Refusal):
-        return Law(family, form, found, target, found)
+        return Law(family, form, found, target, found, found, found)
     resampled = bootstrap(found, resamples=question.resamples, seed=question.seed)
-    return Law(family, form, resampled, target, resampled.optimum(target))
+    draws = {"resamples": min(question.resamples, HELD_OUT_RESAMPLES), "seed": question.seed}
+    one, many = (
+        score(lay, splits(flops), size, tokens, flops, loss, **draws)
+        for splits in (largest, rolling)
+    )
+    return Law(family, form, resampled, target, resampled.optimum(target), one, many)
+
+
+def _shared(table: Runs, question: Question, form: str) -> list[Law]:
+    """The laws of all families, fitted together; no larger runs are held out of them."""
+    families = {}
+    for name in table.families:
+        rows = table.family(name)
+        columns = (rows[c].to_numpy(float) for c in ("size", "tokens", "loss", "flops", "weight"))
+        families[name] = Family(*columns)
+    joint = fit_together(families, shared=question.shared, form=form, objective=question.objective)
+    apart = Refusal("not asked", "families share parameters", "fit them apart to hold runs out")
+    targets = {
+        name: question.target or float(table.family(name)["flops"].max()) for name in families
+    }
+    if isinstance(joint, Refusal):
+        return [Law(n, form, joint, targets[n], joint, apart, apart) for n in families]
+    drawn = bootstrap_together(joint, resamples=question.resamples, seed=question.seed)
+    return [
+        Law(name, form, law, targets[name], law.optimum(targets[name]), apart, apart)
+        for name, law in drawn.items()
+    ]
 
 
 def show(question: Question, *, as_json: bool, out: Path | None) -> int:
@@ -130,6 +180,8 @@ def text(question: Question, table: Runs, laws: list[Law]) -> str:
     ]
     for law in laws:
         lines += ["", *_paragraph(law, len(table.families) > 1)]
+    for family in table.families:
+        lines += ["", *_held_out([law for law in laws if law.family == family])]
     return "\n".join(lines)
 
 
@@ -156,12 +208,43 @@ def _paragraph(law: Law, several: bool) -> list[str]:
         interval, error = law.law.interval(name), law.law.standard_error(name)
         lines.append(
             f"  {name:8} {_number(value):>10} ± {_number(error):<10} "
-            f"[{_number(interval.low)}, {_number(interval.high)}]"
+            f"[{_number(interval.low)}, {_number(interval.high)}]{_profile(found, name, interval)}"
         )
     lines.append(f"  {_quality(law.law)}")
     if found.boundary:
         lines.append(f"  at the boundary: {', '.join(found.boundary)}; do not extrapolate")
     return [*lines, f"  {_optimum(law)}"]
+
+
+def _profile(found: ParametricFit, name: str, interval: Interval) -> str:
+    """The profile's interval beside one whose resamples scatter unevenly."""
+    if found.shared or name not in found.form.pinnable or not skewed(interval):
+        return ""
+    held = profile(found, name).interval
+    return f"  profile [{_number(held.low)}, {_number(held.high)}]"
+
+
+def _held_out(laws: Sequence[Law]) -> list[str]:
+    """The forms by how well they predict larger runs: the figure that compares them."""
+    scored = [law for law in laws if isinstance(law.rolling, Score)]
+    if not scored:
+        return [f"held out, {laws[0].family}: {laws[0].rolling}"]
+    first = scored[0].rolling
+    assert isinstance(first, Score), "only scored laws are kept"
+    lines = [
+        f"held out, {laws[0].family}: {first.points} runs of {first.splits} budgets, each "
+        f"predicted from all smaller ones (x{first.reach:.2g} in compute); in brackets the largest "
+        "alone"
+    ]
+    for law in sorted(scored, key=lambda law: cast(Score, law.rolling).error):
+        last = f"  [{_score(law.largest)}]" if isinstance(law.largest, Score) else ""
+        lines.append(f"  {law.form:11} {_score(cast(Score, law.rolling))}{last}")
+    return lines
+
+
+def _score(found: Score) -> str:
+    covered = "" if found.covered is None else f", {100 * found.covered:.0f} % in their interval"
+    return f"error {100 * found.error:.2f} %, bias {100 * found.bias:+.2f} %{covered}"
 
 
 def _quality(law: Resampled) -> str:
@@ -229,7 +312,14 @@ def record(question: Question, law: Law) -> dict[str, Any]:
         | {
             "standard_errors": {name: _finite(law.law.standard_error(name)) for name in free},
             "intervals": {k: [_finite(i.low), _finite(i.high)] for k, i in intervals.items()},
+            "profile_intervals": {
+                name: [_finite(held.low), _finite(held.high)]
+                for name in free
+                if name in found.form.pinnable and not found.shared
+                for held in [profile(found, name).interval]
+            },
             "pinned": dict(found.pinned),
+            "shared": list(found.shared),
             "objective": found.objective,
             "points": found.points,
             "converged": found.converged,
@@ -241,6 +331,10 @@ def record(question: Question, law: Law) -> dict[str, Any]:
             "resamples_at_boundary": law.law.at_boundary,
             "flops_per_parameter_token": found.factor,
             "optimum": _best(law),
+            "held_out": {
+                "largest_budget": vars(law.largest),
+                "rolling_origin": vars(law.rolling),
+            },
         }
     )
 

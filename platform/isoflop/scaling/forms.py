@@ -22,6 +22,8 @@ from isoflop.scaling.minimise import Part, PowerSum
 from isoflop.scaling.objective import Objective
 from isoflop.scaling.starts import GRID
 
+Centre = tuple[float, float, float]  # means of ln N, ln D, ln C
+
 # How each covariate is made of ln N, ln D, ln C.
 COVARIATES: Mapping[str, tuple[float, float, float]] = {
     "N": (1.0, 0.0, 0.0),
@@ -46,7 +48,10 @@ class Points:
         c = np.log(6) + x + y if flops is None else np.log(positive("flops", flops))
         return Points(*(np.ascontiguousarray(a) for a in np.broadcast_arrays(x, y, c)))
 
-    def less(self, centre: tuple[float, float, float]) -> Points:
+    def centre(self) -> Centre:
+        return float(self.x.mean()), float(self.y.mean()), float(self.c.mean())
+
+    def less(self, centre: Centre) -> Points:
         return Points(self.x - centre[0], self.y - centre[1], self.c - centre[2])
 
     def covariate(self, name: str) -> Array:
@@ -118,7 +123,7 @@ class Form:
         """ln L (S, n) at centred points."""
         return self.problem(points, np.zeros(len(points.x)), Objective()).predict(theta)
 
-    def uncentred(self, centre: tuple[float, float, float]) -> tuple[Array, Array]:
+    def uncentred(self, centre: Centre) -> tuple[Array, Array]:
         """Matrix (P, P) and shift (P,) that undo the centring: logarithms of coefficients, and the
         exponents as they are."""
         names = self.coordinates
@@ -133,7 +138,7 @@ class Form:
                 matrix[index, names.index(term.exponent)] = level
         return matrix, shift
 
-    def natural(self, theta: Array, centre: tuple[float, float, float]) -> dict[str, Array]:
+    def natural(self, theta: Array, centre: Centre) -> dict[str, Array]:
         """The reported parameters (S,) by name, `logarithmic` ones as logarithms."""
         matrix, shift = self.uncentred(centre)
         plain = dict(zip(self.coordinates, (theta @ matrix.T + shift).T, strict=True))

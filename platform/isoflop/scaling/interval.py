@@ -53,6 +53,7 @@ class Refusal:
         "one line only",
         "too few budgets",
         "law at its boundary",
+        "not asked",
     ]
     explanation: str
     cure: str

@@ -6,7 +6,7 @@ above the run. Least squares has no such distance, least absolute deviations a t
 
     huber       Hoffmann et al. 2022, appendix D.3 (delta 1e-3)
     l2          half the sum of squares
-    l1          the sum of absolute residuals (to within 1e-7 per run)
+    l1          the sum of absolute residuals
     asymmetric  huber in which a law above a run costs `over` times as much: a lower envelope
 """
 
@@ -48,6 +48,9 @@ class Objective:
     def value(self, residual: Array) -> Array:
         """What each run costs; `residual` of any shape."""
         size: Array = np.abs(residual)
+        if self.delta <= POINT:
+            exact: Array = self._side(residual) * self.delta * size
+            return exact
         inner: Array = np.minimum(size, self.delta)
         cost: Array = self._side(residual) * inner * (size - 0.5 * inner)
         return cost

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.scaling.forms import Form, Points, form_of
-from isoflop.scaling.interval import Array, Interval, Refusal, positive
+from isoflop.scaling.forms import Centre, Form, Points, form_of
+from isoflop.scaling.interval import LEVEL, Array, Interval, Refusal, positive
 from isoflop.scaling.minimise import PowerSum, evaluate, polish
 from isoflop.scaling.objective import Objective
 from isoflop.scaling.starts import starts
@@ -25,8 +25,6 @@ VANISHING = 1e-4  # share of the loss below which a term counts as zero
 FLATTEST = 1e-3  # an exponent below this makes its term a second constant
 STEEPEST = 3.0  # above, the end of the start grid, its term explains only the smallest runs
 NOTHING = -80.0  # the logarithm that stands for a floor pinned at 0
-
-Centre = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class ParametricFit:
     factor: float  # FLOPs per parameter and token, the runs' geometric mean: 6 where C = 6ND
     pinned: Mapping[str, float] = field(default_factory=dict)
     directions: Array | None = None  # (P, Q) that leave what is pinned as it is
+    shared: tuple[str, ...] = ()  # parameters that other families helped to fix (`joint`)
 
     @property
     def E(self) -> float:
@@ -170,11 +169,32 @@ class Resampled:
         about the law as the fitted runs do."""
         points = self.fit.points_at(size, tokens)
         value = float(self.fit.form.log_loss(self.fit.theta[None], points)[0, 0])
-        draws = self.fit.form.log_loss(self.theta, points)[:, 0]
+        return Interval.of(value, self._log_draws(points, noise, seed)).exponential()
+
+    def bands(
+        self,
+        size: ArrayLike,
+        tokens: ArrayLike,
+        flops: ArrayLike | None = None,
+        *,
+        noise: bool = False,
+        seed: int = 0,
+    ) -> tuple[Array, Array]:
+        """Lower and upper 95 % bounds of the loss at many points, as `predict` has for one."""
+        points = self.fit.points_at(size, tokens, flops)
+        tail = (1 - LEVEL) / 2
+        with np.errstate(over="ignore", under="ignore"):
+            draws = self._log_draws(points, noise, seed)
+            low, high = np.exp(np.quantile(draws, [tail, 1 - tail], axis=0))
+        return low, high
+
+    def _log_draws(self, points: Points, noise: bool, seed: int) -> Array:
+        """ln L (R, n) of each resample's law, less a residual drawn for each where `noise`."""
+        draws = self.fit.form.log_loss(self.theta, points)
         if noise:
             random = np.random.default_rng([seed, len(draws)])
-            draws = draws - random.choice(self.fit.noise(), size=len(draws))
-        return Interval.of(value, draws).exponential()
+            draws = draws - random.choice(self.fit.noise(), size=draws.shape)
+        return draws
 
     def optimum(self, flops: float, *, factor: float | None = None) -> Optimum | Refusal:
         """As the fit's, with intervals from the resamples whose own law has an optimum."""
@@ -209,11 +229,10 @@ def fit(
     refusal = refuse(points, len(law.coordinates) - len(pins))
     if refusal:
         return refusal
-    centre = (float(points.x.mean()), float(points.y.mean()), float(points.c.mean()))
+    centre = points.centre()
     chosen = objective or Objective("huber", delta)
-    problem = law.problem(points.less(centre), target, chosen)
     factor = float(np.exp((points.c - points.x - points.y).mean()))
-    return _fit(law, problem, counts, centre, factor, pins)
+    return fit_centred(law, points.less(centre), target, counts, chosen, centre, factor, pins)
 
 
 def _same_length(size: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> tuple[Array, Array]:
@@ -234,14 +253,18 @@ def _pins(form: Form, pinned: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in pinned.items()}
 
 
-def _fit(
+def fit_centred(
     form: Form,
-    problem: PowerSum,
+    points: Points,
+    target: Array,
     weights: Array,
+    objective: Objective,
     centre: Centre,
     factor: float,
-    pins: Mapping[str, float],
+    pins: Mapping[str, float] | None = None,
 ) -> ParametricFit:
+    """The law through runs whose covariates were centred on `centre`; see `fit`."""
+    pins, problem = pins or {}, form.problem(points, target, objective)
     coefficients = tuple(range(len(form.terms)))
     begin = starts(problem, weights, coefficients, form.axes(pins))
     directions = None
@@ -253,12 +276,12 @@ def _fit(
     level = found.value[best]
     return ParametricFit(
         form=form,
-        values=_plain(form, theta, centre),
+        values=plain(form, theta, centre),
         objective=float(level),
         loss=problem.objective,
         points=len(problem.target),
         boundary=tuple(
-            name for name in _boundary(form, problem, theta[None], centre)[0] if name not in pins
+            name for name in boundaries(form, problem, theta[None], centre)[0] if name not in pins
         ),
         starts=len(begin),
         agreeing=int((found.value <= level * (1 + 1e-6)).sum()),
@@ -273,7 +296,8 @@ def _fit(
     )
 
 
-def _plain(form: Form, theta: Array, centre: Centre) -> dict[str, float]:
+def plain(form: Form, theta: Array, centre: Centre) -> dict[str, float]:
+    """The reported parameters by name at theta (P,); inf where one overflows."""
     with np.errstate(over="ignore", under="ignore"):
         return {
             name: float(np.exp(value[0]) if name in form.logarithmic else value[0])
@@ -336,7 +360,7 @@ def bootstrap(fit: ParametricFit, *, resamples: int = 1000, seed: int = 0) -> Re
         raise ValueError(f"none of {resamples} resamples holds two sizes and two token counts")
     weights = counts[usable] * fit.weights
     theta, unconverged = refit(fit, weights)
-    named = _boundary(fit.form, fit.problem, theta, fit.centre)
+    named = boundaries(fit.form, fit.problem, theta, fit.centre)
     touched = sum(bool(set(names) - set(fit.pinned)) for names in named)
     return Resampled(fit, theta, int(resamples - usable.sum()), unconverged, touched)
 
@@ -362,7 +386,9 @@ def _varied(problem: PowerSum, drawn: Array) -> bool:
     return bool(np.ptp(problem.x[drawn]) > 0 and np.ptp(problem.y[drawn]) > 0)
 
 
-def _boundary(form: Form, problem: PowerSum, theta: Array, centre: Centre) -> list[tuple[str, ...]]:
+def boundaries(
+    form: Form, problem: PowerSum, theta: Array, centre: Centre
+) -> list[tuple[str, ...]]:
     """What vanished or left its range in each law of theta (S, P)."""
     largest = np.concatenate(
         [problem.shares(theta[i : i + BLOCK]).max(axis=2) for i in range(0, len(theta), BLOCK)]
