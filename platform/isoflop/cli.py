@@ -73,9 +73,9 @@ def _fit_options(fit: argparse.ArgumentParser) -> None:
     add("--c", metavar="COLUMN", default="6ND", help="training FLOPs, or the rule 6ND (default)")
     add("--by", metavar="COLUMN", help="families, each with a law of its own")
     add("--weights", metavar="COLUMN", help="how much each run counts (default: 1)")
-    add(
-        "--form", action="append", help="chinchilla, tied, kaplan, gadre (default: all); repeatable"
-    )
+    add("--unique", metavar="COLUMN", help="distinct tokens, where data were repeated")
+    forms = "chinchilla, tied, kaplan, gadre (default: these), broken, farseer, repetition"
+    add("--form", action="append", help=f"{forms}; repeatable")
     add("--objective", default="huber", help="huber (default), l1, l2 or asymmetric, on ln L")
     add("--delta", type=float, default=1e-3, help="of huber and asymmetric (default: %(default)s)")
     add("--over", type=float, help="asymmetric: cost of a law above a run (default: 10)")
@@ -100,7 +100,15 @@ def _fit(options: argparse.Namespace) -> int:
 
     question = Question(
         path=options.table,
-        columns=Columns(options.n, options.d, options.loss, options.c, options.by, options.weights),
+        columns=Columns(
+            n=options.n,
+            d=options.d,
+            loss=options.loss,
+            c=options.c,
+            by=options.by,
+            weights=options.weights,
+            unique=options.unique,
+        ),
         forms=tuple(dict.fromkeys(options.form or FORMS)),
         objective=named(options.objective, delta=options.delta, over=options.over),
         resamples=options.resamples,

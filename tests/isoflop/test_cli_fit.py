@@ -120,6 +120,22 @@ def test_families_drops_and_pins(csv: Csv, capsys: pytest.CaptureFixture[str]) -
     assert objects(capsys)[0]["points"] == 17
 
 
+def test_shared_parameters_and_distinct_tokens(
+    csv: Csv, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = csv(noise=0.002, arch=["a", "b"] * 10)
+    words = ("--by", "arch", "--share", "E", "--form", "tied")
+    assert fit(path, *words, "--json") == 0
+    a, b = objects(capsys)
+    assert a["E"] == b["E"] and a["A"] != b["A"] and a["shared"] == ["E"]
+    assert fit(path, *words) == 0
+    assert "families share parameters" in capsys.readouterr().out
+    frame = pd.read_csv(path)
+    frame.assign(distinct=frame["tokens"] / np.tile([1, 2, 4, 10], 5)).to_csv(path, index=False)
+    assert fit(path, "--form", "repetition", "--unique", "distinct", "--json") == 0
+    assert {"R_D", "R_N", "E", "alpha"} <= set(objects(capsys)[0])
+
+
 def test_rows_without_a_value_are_counted(csv: Csv, capsys: pytest.CaptureFixture[str]) -> None:
     path = csv()
     frame = pd.read_csv(path)
@@ -143,6 +159,8 @@ def test_rows_without_a_value_are_counted(csv: Csv, capsys: pytest.CaptureFixtur
         (("--resamples", "0"), {}, "resamples is 0"),
         (("--target", "-1"), {}, "target is -1.0; it must be above 0"),
         (("--pin", "gamma=1"), {}, "can pin 'gamma'"),
+        (("--share", "E"), {}, "--share E takes families: name them with --by"),
+        (("--form", "repetition"), {}, "takes distinct tokens: name them with --unique"),
         (("--pin", "E"), {}, "--pin is 'E'; it must be NAME=NUMBER"),
         ((), {"loss": np.nan}, "20 of 20 rows lack a value"),
     ],

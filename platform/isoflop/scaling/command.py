@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.scaling.catalogue import ALL
 from isoflop.scaling.columns import Columns, Runs, read, runs
 from isoflop.scaling.forms import FORMS
 from isoflop.scaling.holdout import Score, largest, rolling, score
@@ -41,20 +42,20 @@ class Question:
     shared: tuple[str, ...] = ()  # parameters that all families have in common
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.forms if name not in FORMS]
+        unknown = [name for name in self.forms if name not in ALL]
         if unknown:
-            raise ValueError(f"form is {unknown[0]!r}; it must be one of {', '.join(FORMS)}")
+            raise ValueError(f"form is {unknown[0]!r}; it must be one of {', '.join(ALL)}")
         if self.resamples < 1:
             raise ValueError(f"resamples is {self.resamples}; it must be at least 1")
         for name in self.pinned:
-            if not any(name in FORMS[form].pinnable for form in self.forms):
+            if not any(name in ALL[form].pinnable for form in self.forms):
                 raise ValueError(f"none of the forms {', '.join(self.forms)} can pin {name!r}")
+        if "repetition" in self.forms and self.columns.unique is None:
+            raise ValueError("the repetition law takes distinct tokens: name them with --unique")
         if self.shared and self.pinned:
             raise ValueError("parameters can be shared or pinned, not both in one fit")
         if self.shared and self.columns.by is None:
-            raise ValueError(
-                f"sharing {', '.join(self.shared)} takes families: name them with --by"
-            )
+            raise ValueError(f"--share {self.shared[0]} takes families: name them with --by")
         if self.target is not None and not (0 < self.target < math.inf):
             raise ValueError(f"target is {self.target}; it must be above 0")
 
@@ -103,6 +104,8 @@ def _law(table: Runs, question: Question, family: str, form: str) -> Law:
         rows[name].to_numpy(float) for name in ("size", "tokens", "flops", "loss", "weight")
     )
 
+    unique = rows["unique"].to_numpy(float) if "unique" in rows else None
+
     def lay(kept: NDArray[np.bool_]) -> ParametricFit | Refusal:
         return fit(
             size[kept],
@@ -112,7 +115,8 @@ def _law(table: Runs, question: Question, family: str, form: str) -> Law:
             form=form,
             objective=question.objective,
             weights=weight[kept],
-            pinned={k: v for k, v in question.pinned.items() if k in FORMS[form].pinnable},
+            unique=None if unique is None else unique[kept],
+            pinned={k: v for k, v in question.pinned.items() if k in ALL[form].pinnable},
         )
 
     found = lay(np.ones(len(rows), dtype=bool))
@@ -196,7 +200,7 @@ def _span(values: Any) -> str:
 
 
 def _paragraph(law: Law, several: bool) -> list[str]:
-    head = f"{law.form}{f' | {law.family}' if several else ''}   {FORMS[law.form].equation}"
+    head = f"{law.form}{f' | {law.family}' if several else ''}   {ALL[law.form].equation}"
     if isinstance(law.law, Refusal):
         return [head, f"  no law: {law.law}"]
     found = law.law.fit
@@ -292,7 +296,7 @@ def record(question: Question, law: Law) -> dict[str, Any]:
     """One law as JSON; what overflows or is unknown is null."""
     head: dict[str, Any] = {
         "form": law.form,
-        "equation": FORMS[law.form].equation,
+        "equation": ALL[law.form].equation,
         "family": law.family,
         "objective_name": question.objective.name,
         "delta": _finite(question.objective.delta),

@@ -40,19 +40,28 @@ class Points:
     x: Array  # ln N
     y: Array  # ln D
     c: Array  # ln C
+    u: Array  # ln of distinct tokens; y where none was read again
 
     @staticmethod
-    def of(size: ArrayLike, tokens: ArrayLike, flops: ArrayLike | None = None) -> Points:
-        """`flops` None: 6ND. Raises ValueError for values that have no logarithm."""
+    def of(
+        size: ArrayLike,
+        tokens: ArrayLike,
+        flops: ArrayLike | None = None,
+        unique: ArrayLike | None = None,
+    ) -> Points:
+        """`flops` None: 6ND; `unique` None: every token was read once. Raises ValueError for values
+        that have no logarithm."""
         x, y = np.log(positive("size", size)), np.log(positive("tokens", tokens))
         c = np.log(6) + x + y if flops is None else np.log(positive("flops", flops))
-        return Points(*(np.ascontiguousarray(a) for a in np.broadcast_arrays(x, y, c)))
+        u = y if unique is None else np.minimum(np.log(positive("unique", unique)), y)
+        return Points(*(np.ascontiguousarray(a) for a in np.broadcast_arrays(x, y, c, u)))
 
     def centre(self) -> Centre:
         return float(self.x.mean()), float(self.y.mean()), float(self.c.mean())
 
     def less(self, centre: Centre) -> Points:
-        return Points(self.x - centre[0], self.y - centre[1], self.c - centre[2])
+        x, y, u = self.x - centre[0], self.y - centre[1], self.u - centre[1]
+        return Points(x, y, self.c - centre[2], u)
 
     def covariate(self, name: str) -> Array:
         p, q, r = COVARIATES[name]
@@ -170,7 +179,7 @@ class Form:
         at = np.array([0.0, 1.0])
         budget = float(budget)
         line = self.problem(
-            Points(at, budget - at, np.full(2, budget)), np.zeros(2), Objective()
+            Points(at, budget - at, np.full(2, budget), budget - at), np.zeros(2), Objective()
         ).terms(theta)
         level, slope = line[:, :2, 0], line[:, :2, 1] - line[:, :2, 0]
         falls, rises = -slope[:, 0], slope[:, 1]
@@ -214,10 +223,3 @@ GADRE = Form(
     ranges=((0.015, 1.5),),
 )
 FORMS: Mapping[str, Form] = {form.name: form for form in (CHINCHILLA, TIED, KAPLAN, GADRE)}
-
-
-def form_of(name: str) -> Form:
-    """Raises ValueError that names the forms there are."""
-    if name not in FORMS:
-        raise ValueError(f"form is {name!r}; it must be one of {', '.join(FORMS)}")
-    return FORMS[name]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isoflop.scaling.forms import Form, Points, form_of
+from isoflop.scaling.catalogue import form_of
+from isoflop.scaling.forms import Form, Points
 from isoflop.scaling.interval import Array, Refusal, positive
 from isoflop.scaling.minimise import Part, PowerSum, polish
 from isoflop.scaling.objective import Objective
@@ -25,6 +26,7 @@ from isoflop.scaling.parametric import (
     plain,
     refuse,
 )
+from isoflop.scaling.smooth import SmoothForm
 
 FLOORS = np.linspace(0.2, 0.95, 6)  # shares of the lowest loss to start a shared E from
 
@@ -77,7 +79,7 @@ def fit_together(
         refusal = refuse(each, len(law.coordinates) - len(shared))
         if refusal:
             return replace(refusal, explanation=f"{name}: {refusal.explanation}")
-    everything = Points(*(np.concatenate([getattr(p, k) for p in points.values()]) for k in "xyc"))
+    everything = Points(*(np.concatenate([getattr(p, k) for p in points.values()]) for k in "xycu"))
     centre = everything.centre()
     target = np.log(np.concatenate([positive("loss", f.loss) for f in families.values()]))
     places, size = _places(law, list(families), shared)
@@ -115,6 +117,8 @@ def _check(form: Form, shared: Sequence[str], families: Mapping[str, Family]) ->
         for term in form.terms:
             if term.coefficient == name and term.exponent and term.exponent not in shared:
                 raise ValueError(f"{name} can be shared only together with {term.exponent}")
+    if isinstance(form, SmoothForm):
+        raise ValueError(f"{form.name} cannot share parameters; sums of powers can")
     if len(families) < 2:
         raise ValueError(f"sharing {', '.join(shared)} takes two families or more")
 

@@ -23,7 +23,7 @@ from isoflop.scaling.objective import Objective
 ROBUST_STEPS = 15  # steps with reweighted least-squares curvature, which is never indefinite
 MOST_STEPS = 120
 LARGEST_STEP = 2.0  # in any parameter, so that no step leaves the range of floats
-TOLERANCE = 1e-13  # relative decrease below which a fit counts as converged
+TOLERANCE = 1e-13  # relative decrease that a fit counts as converged below, by exact curvature
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,9 @@ class Problem(Protocol):
 
     @property
     def objective(self) -> Objective: ...
+
+    @property
+    def tolerance(self) -> float: ...
 
     def predict(self, theta: Array) -> Array:
         """ln L (S, n) at theta (S, P)."""
@@ -90,6 +93,10 @@ class PowerSum:
     parts: tuple[Part, ...]
     size: int  # P
     power: int | None = None  # the parameter ln s
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE
 
     def terms(self, theta: Array) -> Array:
         """t_k (S, K, n) at theta (S, P)."""
@@ -212,7 +219,7 @@ def _newton(problem: Problem, weights: Array, start: Array, along: Array) -> Pol
         here = np.where(better[:, None], trial, here)
         local = _choose(better, ahead, local)
         theta[active], value[active] = here, local.value
-        settled = (gain <= TOLERANCE * local.value) & (step_number > ROBUST_STEPS)
+        settled = (gain <= problem.tolerance * local.value) & (step_number > ROBUST_STEPS)
         damping = np.where(better, np.maximum(damping * 0.2, 1e-12), damping * 8)
         done = settled | (damping > 1e12)
         converged[active[done]] = True

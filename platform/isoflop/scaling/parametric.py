@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from isoflop.scaling.forms import Centre, Form, Points, form_of
+from isoflop.scaling.catalogue import form_of
+from isoflop.scaling.forms import CHINCHILLA, Centre, Form, Points
 from isoflop.scaling.interval import LEVEL, Array, Interval, Refusal, positive
 from isoflop.scaling.minimise import PowerSum, evaluate, polish
 from isoflop.scaling.objective import Objective
+from isoflop.scaling.smooth import Smooth, SmoothForm
 from isoflop.scaling.starts import starts
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")  # of the form that is fitted without being asked
@@ -53,7 +55,7 @@ class ParametricFit:
     starts: int  # polished cells of the grid
     agreeing: int  # of them, those that ended within 1e-6 (relative) of the best objective
     converged: bool
-    problem: PowerSum
+    problem: PowerSum | Smooth
     weights: Array
     theta: Array  # (P,) in the problem's centred covariates
     centre: Centre  # means of ln N, ln D, ln C
@@ -90,7 +92,7 @@ class ParametricFit:
     @property
     def free(self) -> int:
         """Parameters that the runs decided."""
-        return self.problem.size if self.directions is None else self.directions.shape[1]
+        return len(self.theta) if self.directions is None else self.directions.shape[1]
 
     def _value(self, name: str) -> float:
         if name not in self.values:
@@ -212,15 +214,17 @@ def fit(
     delta: float = 1e-3,
     weights: ArrayLike | None = None,
     pinned: Mapping[str, float] | None = None,
+    unique: ArrayLike | None = None,
 ) -> ParametricFit | Refusal:
     """The law through runs of `size` parameters and `tokens` tokens with `loss` nats per token.
 
     `flops`: what each run cost (None: 6ND); `objective`: None for Huber with `delta`; `weights`:
-    how much each run counts (default 1 each); `pinned`: parameters held at a value. Refused below
-    one run more than free parameters, or where sizes and tokens do not vary apart from each other.
-    Raises ValueError for values that are not above 0.
+    how much each run counts (default 1 each); `pinned`: parameters held at a value;
+    `unique`: distinct tokens (None: no token was read twice). Refused below one run more than free
+    parameters, or where sizes and tokens do not vary apart from each other. Raises ValueError for
+    values that are not above 0.
     """
-    law, points = form_of(form), Points.of(*_same_length(size, tokens, loss), flops)
+    law, points = form_of(form), Points.of(*_same_length(size, tokens, loss), flops, unique)
     target = np.log(positive("loss", loss))
     counts = np.ones(len(target)) if weights is None else positive("weights", weights)
     if counts.shape != target.shape:
@@ -229,6 +233,9 @@ def fit(
     refusal = refuse(points, len(law.coordinates) - len(pins))
     if refusal:
         return refusal
+    if law.name == "repetition" and not (points.u < points.y - 1e-9).any():
+        why = "no run read a token twice"
+        return Refusal("nothing repeated", why, "add runs of several epochs, or give `unique`")
     centre = points.centre()
     chosen = objective or Objective("huber", delta)
     factor = float(np.exp((points.c - points.x - points.y).mean()))
@@ -264,9 +271,13 @@ def fit_centred(
     pins: Mapping[str, float] | None = None,
 ) -> ParametricFit:
     """The law through runs whose covariates were centred on `centre`; see `fit`."""
-    pins, problem = pins or {}, form.problem(points, target, objective)
-    coefficients = tuple(range(len(form.terms)))
-    begin = starts(problem, weights, coefficients, form.axes(pins))
+    pins = pins or {}
+    problem: PowerSum | Smooth
+    if isinstance(form, SmoothForm):
+        problem, begin = _extended(form, points, target, weights, objective)
+    else:
+        problem = form.problem(points, target, objective)
+        begin = starts(problem, weights, tuple(range(len(form.terms))), form.axes(pins))
     directions = None
     if pins:
         begin, directions = _onto(form, begin, centre, pins)
@@ -303,6 +314,19 @@ def plain(form: Form, theta: Array, centre: Centre) -> dict[str, float]:
             name: float(np.exp(value[0]) if name in form.logarithmic else value[0])
             for name, value in form.natural(theta[None], centre).items()
         }
+
+
+def _extended(
+    form: SmoothForm, points: Points, target: Array, weights: Array, objective: Objective
+) -> tuple[Smooth, Array]:
+    """The problem of a law that extends a sum of powers, and starts near the latter's best fits."""
+    simple = CHINCHILLA.problem(points, target, objective)
+    begin = starts(simple, weights, (0, 1, 2), CHINCHILLA.axes({}))
+    found = polish(simple, weights[None], begin)
+    # Starts that ended in the same place would begin the same search.
+    order = np.argsort(found.value)
+    fresh = np.diff(found.value[order], prepend=-1.0) > 1e-9 * found.value[order]
+    return form.smooth(points, target, objective), form.begin(found.theta[order[fresh][:2]])
 
 
 def _onto(
@@ -382,14 +406,19 @@ def objective_at(fit: ParametricFit, theta: Array) -> Array:
     return evaluate(fit.problem, fit.weights[None], theta)
 
 
-def _varied(problem: PowerSum, drawn: Array) -> bool:
+def _varied(problem: PowerSum | Smooth, drawn: Array) -> bool:
     return bool(np.ptp(problem.x[drawn]) > 0 and np.ptp(problem.y[drawn]) > 0)
 
 
 def boundaries(
-    form: Form, problem: PowerSum, theta: Array, centre: Centre
+    form: Form, problem: PowerSum | Smooth, theta: Array, centre: Centre
 ) -> list[tuple[str, ...]]:
     """What vanished or left its range in each law of theta (S, P)."""
+    if isinstance(problem, Smooth):
+        if not form.exponents:
+            return [()] * len(theta)
+        simple = CHINCHILLA.problem(problem.points, problem.target, problem.objective)
+        return boundaries(CHINCHILLA, simple, theta[:, :5], centre)
     largest = np.concatenate(
         [problem.shares(theta[i : i + BLOCK]).max(axis=2) for i in range(0, len(theta), BLOCK)]
     )
@@ -445,6 +474,7 @@ def _best(
     y = budget - x
     law = np.empty(len(x))
     for index, row in enumerate(theta[good]):
-        point = Points(x[index : index + 1], y[index : index + 1], np.array([c]))
+        one = y[index : index + 1]
+        point = Points(x[index : index + 1], one, np.array([c]), one)
         law[index] = fit.form.log_loss(row[None], point)[0, 0]
     return x, y, law, y - x

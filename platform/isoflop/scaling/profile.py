@@ -53,7 +53,7 @@ def profile(fit: ParametricFit, parameter: str) -> Profile:
     matrix, shift = form.uncentred(fit.centre)
     row = matrix[form.coordinates.index(parameter)]
     level = float(row @ fit.theta + shift[form.coordinates.index(parameter)])
-    along = np.eye(fit.problem.size) if fit.directions is None else fit.directions
+    along = np.eye(len(fit.theta)) if fit.directions is None else fit.directions
     path, unit = _path(fit, along, row)
     steps = np.concatenate([-STEPS[::-1], STEPS]) * unit
     start = fit.theta + steps[:, None] * path

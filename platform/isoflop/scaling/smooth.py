@@ -19,7 +19,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isoflop.scaling.forms import CHINCHILLA, Centre, Form, Points
 from isoflop.scaling.interval import Array
@@ -27,6 +26,7 @@ from isoflop.scaling.minimise import Local
 from isoflop.scaling.objective import Objective
 
 STEP = 1e-30  # of the imaginary part: nothing is subtracted, so it may be as small as it likes
+TOLERANCE = 1e-9  # relative decrease: without exact curvature the last digits come slowly
 SHARP = 4.0  # inverse smoothness of a break
 Law = Callable[[Any, Points], Any]  # columns of theta (P, S, 1), points (n,) -> ln L (S, n)
 
@@ -43,6 +43,10 @@ class Smooth:
     @property
     def x(self) -> Array:
         return self.points.x
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE
 
     @property
     def y(self) -> Array:
@@ -91,14 +95,16 @@ def _farseer(theta: Any, at: Points) -> Any:
     def bent(level: Any, slope: Any, power: Any) -> Any:
         small = np.abs(np.real(power)) < 1e-6
         safe = np.where(small, 1e-6, power)
-        return level + slope * (np.exp(safe * at.x) - 1) / safe
+        steep = safe * at.x
+        return level + slope * (np.exp(np.where(np.real(steep) < 50, steep, 50)) - 1) / safe
 
-    decay = np.exp(np.where(np.real(level1) < 5, bent(level1, slope1, alpha), 5))
+    grown = bent(level1, slope1, alpha)
+    decay = np.exp(np.where(np.real(grown) < 5, grown, 5))
     return _sum(bent(level3, slope3, gamma), bent(level2, slope2, beta) - decay * at.y)
 
 
 def _worn(excess: Any, half: Any) -> Any:
-    """ln of how much `excess` = ln(used / unique) is worth: 1 + R* (1 - exp(-R / R*)), R repeats."""
+    """ln of what R = exp(excess) - 1 repeats are worth: 1 + R* (1 - exp(-R / R*)), R* = e^half."""
     repeats = np.where(np.real(excess) > 0, np.exp(np.where(np.real(excess) > 0, excess, 0)) - 1, 0)
     scale = np.exp(half)
     return np.log(1 + scale * (1 - np.exp(-repeats / scale)))
@@ -108,7 +114,6 @@ def _repetition(theta: Any, at: Points) -> Any:
     a, b, e, alpha, beta, tokens_half, size_half = theta
     alpha = np.where(np.real(alpha) > 1e-3, alpha, 1e-3)
     beta = np.where(np.real(beta) > 1e-3, beta, 1e-3)
-    assert at.u is not None, "the repetition law is asked with unique tokens"
     # The size that unique tokens feed: the optimum for as many tokens, seen once.
     fed = (np.log(alpha) + a - np.log(beta) - b + beta * at.u) / alpha
     fed = np.where(np.real(fed) < at.x, fed, at.x)
@@ -146,7 +151,9 @@ class SmoothForm(Form):
         """Starts (S, P) from the laws (S0, 5) of the sum of powers."""
         rungs = np.array(list(product(*self.ladder)))
         if self.name != "farseer":
-            return np.hstack([np.repeat(simple, len(rungs), axis=0), np.tile(rungs, (len(simple), 1))])
+            return np.hstack(
+                [np.repeat(simple, len(rungs), axis=0), np.tile(rungs, (len(simple), 1))]
+            )
         a, b, e, alpha, beta = simple.T
         floor = np.logaddexp(a, e)
         fall = -alpha * np.exp(a - floor)
@@ -178,9 +185,9 @@ class SmoothForm(Form):
         return frozenset({"E", "A", "B", "D_b", "R_D", "R_N"} & set(self.parameters))
 
     def split(self, theta: Array, budget: Array | float) -> Array:
-        """As `Form.split`, by search: 12 e-folds to either side of equal shares, each token once."""
+        """As `Form.split`, by search 8 e-folds to either side of the middle, each token once."""
         budget = float(budget)
-        low, high = np.full(len(theta), budget / 2 - 12), np.full(len(theta), budget / 2 + 12)
+        low, high = np.full(len(theta), budget / 2 - 8), np.full(len(theta), budget / 2 + 8)
         best = np.full(len(theta), np.nan)
         for _ in range(6):
             grid = np.linspace(low, high, 41, axis=1)
@@ -213,9 +220,10 @@ FARSEER = SmoothForm(
     equation="L = exp(a_3 N^gamma + b_3) + exp(a_2 N^beta + b_2) D^-exp(a_1 N^alpha + b_1)",
     parameters=("a_1", "b_1", "alpha", "a_2", "b_2", "beta", "a_3", "b_3", "gamma"),
     law=_farseer,
-    extra=("4", "5", "6", "7"),
+    terms=CHINCHILLA.terms,
+    exponents=(),
+    extra=("fall_3", "gamma", "level_2", "fall_2", "beta", "level_1"),
     ladder=((-0.4, 0.1), (-0.2, 0.2), (-0.2, 0.2)),
-    **_BASE,
 )
 REPETITION = SmoothForm(
     name="repetition",
@@ -226,9 +234,3 @@ REPETITION = SmoothForm(
     ladder=((1.0, 3.0), (0.5, 2.5)),
     **_BASE,
 )
-
-
-def finite(theta: Array) -> NDArray[np.bool_]:
-    """Which rows hold numbers only."""
-    found: NDArray[np.bool_] = np.isfinite(theta).all(axis=1)
-    return found

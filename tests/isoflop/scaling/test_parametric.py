@@ -34,7 +34,7 @@ def fitted(table: pd.DataFrame, **options: float) -> ParametricFit:
 def problem(form: str, objective: Objective, runs: int = 40) -> tuple[PowerSum, np.ndarray]:
     """Runs scattered about a law, and two points theta near it."""
     random = np.random.default_rng(0)
-    points = Points(*random.normal(size=(3, runs)))
+    points = Points(*random.normal(size=(4, runs)))
     law = FORMS[form]
     theta = random.uniform(0.1, 0.9, size=(2, len(law.coordinates)))
     target = law.log_loss(theta[:1], points)[0] + 0.01 * random.normal(size=runs)
