@@ -48,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     points.add_argument("--points", type=int, default=20, help="runs in the grid (default: 20)")
     points.add_argument("--seconds", type=float, default=5, help="about so long each (default: 5)")
     points.set_defaults(act=_bench_grid)
+    laws = kinds.add_parser("fit", help="the law fit against scipy from the papers' 4,500 starts")
+    laws.add_argument("--runs", type=int, default=240, help="made runs (default: %(default)s)")
+    laws.add_argument(
+        "--share", type=float, default=0.02, help="of the starts, 1 for all (default: %(default)s)"
+    )
+    laws.add_argument("--resamples", type=int, default=1000, help="default: %(default)s")
+    laws.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    laws.set_defaults(act=_bench_fit)
 
     _fit_options(verbs.add_parser("fit", help="scaling laws from a table of runs (CSV, parquet)"))
 
@@ -131,6 +139,12 @@ def _bench_grid(options: argparse.Namespace) -> int:
     from isoflop.benchmarks.grid import show
 
     return show(options.points, options.seconds)
+
+
+def _bench_fit(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks.fit import show
+
+    return show(options.runs, options.share, options.resamples, options.seed)
 
 
 def _ui(options: argparse.Namespace) -> int:

@@ -128,8 +128,12 @@ def test_shared_parameters_and_distinct_tokens(
     assert fit(path, *words, "--json") == 0
     a, b = objects(capsys)
     assert a["E"] == b["E"] and a["A"] != b["A"] and a["shared"] == ["E"]
+    worth = a["compute_multipliers"]["b"]
+    assert worth["interval"][0] <= worth["value"] <= worth["interval"][1]
+    assert worth["value"] * b["compute_multipliers"]["a"]["value"] == pytest.approx(1, rel=0.05)
     assert fit(path, *words) == 0
-    assert "families share parameters" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "families share parameters" in shown and "b needs x" in shown
     frame = pd.read_csv(path)
     frame.assign(distinct=frame["tokens"] / np.tile([1, 2, 4, 10], 5)).to_csv(path, index=False)
     assert fit(path, "--form", "repetition", "--unique", "distinct", "--json") == 0
@@ -175,6 +179,17 @@ def test_wrong_input_gives_one_clear_sentence(
     assert fit(csv(**changes), *words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and "Traceback" not in error
+
+
+def test_bench_fit_finds_no_better_optimum(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--runs", "60", "--share", "0.002", "--resamples", "20", "--seed", "1"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "fit", *words])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and "scipy, 9 starts" in shown and "times the fit" in shown
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "fit", "--share", "2"])
+    assert end.value.code == 2
 
 
 def test_no_usual_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +19,11 @@ from isoflop.scaling.forms import FORMS
 from isoflop.scaling.holdout import Score, largest, rolling, score
 from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.joint import Family, bootstrap_together, fit_together
+from isoflop.scaling.multiplier import multiplier
 from isoflop.scaling.objective import Objective
 from isoflop.scaling.parametric import Optimum, ParametricFit, Resampled, bootstrap, fit
 from isoflop.scaling.profile import profile, skewed
+from isoflop.scaling.smooth import SmoothForm
 
 HELD_OUT_RESAMPLES = 200  # for prediction intervals of the runs held out
 
@@ -71,6 +73,8 @@ class Law:
     optimum: Optimum | Refusal
     largest: Score | Refusal  # the largest budget, held out
     rolling: Score | Refusal  # each budget of the larger half, from all smaller ones
+    # By other family: how much more compute it needs for this one's loss at the target.
+    worth: Mapping[str, Interval | Refusal] = field(default_factory=dict)
 
 
 def pins(words: Sequence[str]) -> dict[str, float]:
@@ -91,10 +95,22 @@ def answer(question: Question) -> tuple[Runs, list[Law]]:
     if not len(table.frame):
         raise ValueError(f"no row of {question.path} can be fitted: {'; '.join(table.notes)}")
     if question.shared:
-        return table, [law for form in question.forms for law in _shared(table, question, form)]
-    return table, [
-        _law(table, question, family, form) for family in table.families for form in question.forms
-    ]
+        laws = [law for form in question.forms for law in _shared(table, question, form)]
+    else:
+        laws = [_law(table, question, f, form) for f in table.families for form in question.forms]
+    return table, [replace(law, worth=_worth(law, laws, question.target)) for law in laws]
+
+
+def _worth(law: Law, laws: Sequence[Law], asked: float | None) -> dict[str, Interval | Refusal]:
+    """The multiplier of `law` over every other family's law of the same form; without a target at
+    the most compute that both families were given."""
+    if not isinstance(law.law, Resampled) or isinstance(law.law.fit.form, SmoothForm):
+        return {}
+    return {
+        other.family: multiplier(law.law, other.law, asked or min(law.target, other.target))
+        for other in laws
+        if other.form == law.form and other is not law and isinstance(other.law, Resampled)
+    }
 
 
 def _law(table: Runs, question: Question, family: str, form: str) -> Law:
@@ -217,7 +233,13 @@ def _paragraph(law: Law, several: bool) -> list[str]:
     lines.append(f"  {_quality(law.law)}")
     if found.boundary:
         lines.append(f"  at the boundary: {', '.join(found.boundary)}; do not extrapolate")
-    return [*lines, f"  {_optimum(law)}"]
+    lines.append(f"  {_optimum(law)}")
+    for other, worth in law.worth.items():
+        words = f"no multiplier over {other}: {worth}"
+        if isinstance(worth, Interval):
+            words = f"{other} needs x{_ratio(worth)} the compute for the same loss"
+        lines.append(f"  {words}")
+    return lines
 
 
 def _profile(found: ParametricFit, name: str, interval: Interval) -> str:
@@ -335,6 +357,12 @@ def record(question: Question, law: Law) -> dict[str, Any]:
             "resamples_at_boundary": law.law.at_boundary,
             "flops_per_parameter_token": found.factor,
             "optimum": _best(law),
+            "compute_multipliers": {
+                other: vars(value)
+                if isinstance(value, Refusal)
+                else {"value": value.value, "interval": [_finite(value.low), _finite(value.high)]}
+                for other, value in law.worth.items()
+            },
             "held_out": {
                 "largest_budget": vars(law.largest),
                 "rolling_origin": vars(law.rolling),

@@ -170,25 +170,39 @@ class Form:
             found[self.coordinates.index(name)] = np.log(values) if name == self.power else values
         return found
 
+    def affine(self, theta: Array) -> tuple[Array, Array, Array, Array]:
+        """Every term as level + x by_x + y by_y + c by_c, each (S, K), in centred logarithms."""
+        x, y, c = np.eye(4)[:3]  # one point along each axis, and the centre
+        units = Points(x, y, c, y)
+        found = self.problem(units, np.zeros(4), Objective()).terms(theta)
+        level = found[:, :, 3]
+        return level, found[:, :, 0] - level, found[:, :, 1] - level, found[:, :, 2] - level
+
     def split(self, theta: Array, budget: Array | float) -> Array:
         """Centred ln N (S,) of the lowest loss where ln N + ln D = budget and C grows with ND.
 
         Two terms change along that line, one falls and one rises: the minimum is where their slopes
         cancel. nan where they do not oppose each other.
         """
-        at = np.array([0.0, 1.0])
-        budget = float(budget)
-        line = self.problem(
-            Points(at, budget - at, np.full(2, budget), budget - at), np.zeros(2), Objective()
-        ).terms(theta)
-        level, slope = line[:, :2, 0], line[:, :2, 1] - line[:, :2, 0]
-        falls, rises = -slope[:, 0], slope[:, 1]
-        good = (falls > 0) & (rises > 0)
-        safe_falls, safe_rises = np.where(good, falls, 1.0), np.where(good, rises, 1.0)
-        best = (np.log(safe_falls / safe_rises) + level[:, 0] - level[:, 1]) / (
-            safe_falls + safe_rises
-        )
+        level, by_x, by_y, _ = self.affine(theta)
+        start = level[:, :2] + np.reshape(budget, (-1, 1)) * by_y[:, :2]
+        slope = by_x[:, :2] - by_y[:, :2]
+        good = (slope[:, 0] < 0) & (slope[:, 1] > 0)
+        falls, rises = np.where(good, -slope[:, 0], 1.0), np.where(good, slope[:, 1], 1.0)
+        best = (np.log(falls / rises) + start[:, 0] - start[:, 1]) / (falls + rises)
         return np.where(good, best, np.nan)
+
+    def along(self, theta: Array, x: Array, y: Array, c: Array) -> Array:
+        """ln L (S,) of each law in theta (S, P) at a point of its own, in centred logarithms."""
+        parts = self.affine(theta)
+        terms = parts[0] + sum(
+            at[:, None] * by for at, by in zip((x, y, c), parts[1:], strict=True)
+        )
+        with np.errstate(invalid="ignore"):
+            inner: Array = np.logaddexp.reduce(terms, axis=1)
+        if self.power is None:
+            return inner
+        return inner * np.exp(theta[:, self.coordinates.index(self.power)])
 
 
 CHINCHILLA = Form(

@@ -472,9 +472,5 @@ def _best(
     good = np.isfinite(x) & ~flat
     x = x[good]
     y = budget - x
-    law = np.empty(len(x))
-    for index, row in enumerate(theta[good]):
-        one = y[index : index + 1]
-        point = Points(x[index : index + 1], one, np.array([c]), one)
-        law[index] = fit.form.log_loss(row[None], point)[0, 0]
+    law = fit.form.along(theta[good], x, y, np.full(len(x), c))
     return x, y, law, y - x

@@ -186,7 +186,8 @@ class SmoothForm(Form):
 
     def split(self, theta: Array, budget: Array | float) -> Array:
         """As `Form.split`, by search 8 e-folds to either side of the middle, each token once."""
-        budget = float(budget)
+        assert np.ndim(budget) == 0, "one budget for all laws"
+        budget = float(np.asarray(budget))
         low, high = np.full(len(theta), budget / 2 - 8), np.full(len(theta), budget / 2 + 8)
         best = np.full(len(theta), np.nan)
         for _ in range(6):
@@ -203,6 +204,12 @@ class SmoothForm(Form):
             best = np.where(edge, np.nan, grid[rows, place])
             low, high = grid[rows, place - 1], grid[rows, place + 1]
         return best
+
+    def along(self, theta: Array, x: Array, y: Array, c: Array) -> Array:
+        """ln L (S,) of each law at a point of its own, each token read once."""
+        points = (Points(*(a[i : i + 1] for a in (x, y, c, y))) for i in range(len(theta)))
+        losses = [self.log_loss(row[None], at)[0, 0] for row, at in zip(theta, points, strict=True)]
+        return np.array(losses)
 
 
 _BASE: dict[str, Any] = {"terms": CHINCHILLA.terms, "exponents": CHINCHILLA.exponents}

@@ -77,6 +77,38 @@ def test_the_asymmetric_objective_lies_below_most_runs(published: pd.DataFrame) 
         named("huber", over=3.0)
 
 
+@pytest.mark.parametrize(
+    "worlds", [60, pytest.param(400, marks=pytest.mark.slow)], ids=["60", "400"]
+)
+def test_seeded_worlds_are_recovered_at_the_nominal_rate(worlds: int) -> None:
+    """Runs as in published studies, noise with heavy tails: 95 % intervals hold about 95 %."""
+    truth = {"E": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}
+    inside: dict[str, list[bool]] = {name: [] for name in (*truth, "N*", "noise")}
+    best = (0.35 * 480 / (0.37 * 2000)) ** (1 / 0.72) * (1e22 / 6) ** (0.37 / 0.72)
+    for seed in range(worlds):
+        random = np.random.default_rng(seed)
+        size = np.sqrt(10 ** random.uniform(18, 21.5, 80) / 120)
+        tokens = 20 * size * np.exp(random.uniform(-2, 2, 80))
+        size = size * np.exp(random.uniform(-1, 1, 80))
+        clean = 1.8 + 480 * size**-0.35 + 2000 * tokens**-0.37
+        loss = clean * np.exp(0.004 * random.standard_t(5, 80))
+        law = fit(size, tokens, loss)
+        assert isinstance(law, ParametricFit)
+        drawn = bootstrap(law, resamples=100, seed=seed)
+        for name, value in truth.items():
+            interval = drawn.interval(name)
+            inside[name].append(interval.low <= value <= interval.high)
+        optimum = drawn.optimum(1e22)
+        assert not isinstance(optimum, Refusal)
+        inside["N*"].append(optimum.size.low <= best <= optimum.size.high)
+        one = drawn.predict(1e9, 2e10, noise=True)
+        new = (1.8 + 480 * 1e9**-0.35 + 2000 * 2e10**-0.37) * np.exp(0.004 * random.standard_t(5))
+        inside["noise"].append(one.low <= new <= one.high)
+    rates = {name: float(np.mean(found)) for name, found in inside.items()}
+    slack = 3 * np.sqrt(0.95 * 0.05 / worlds) + 0.02  # 100 resamples cut the tails a little
+    assert all(rate >= 0.95 - slack for rate in rates.values()), rates
+
+
 def test_exact_flops_tell_gadre_from_tied(gadre: pd.DataFrame) -> None:
     runs = gadre[gadre["dataset"] == "rpj"]
     flops = 6.0 * runs["params_no_embed"] * runs["tokens"]
