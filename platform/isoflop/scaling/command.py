@@ -21,7 +21,8 @@ from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.joint import Family, bootstrap_together, fit_together
 from isoflop.scaling.multiplier import multiplier
 from isoflop.scaling.objective import Objective
-from isoflop.scaling.parametric import Optimum, ParametricFit, Resampled, bootstrap, fit
+from isoflop.scaling.optimum import Optimum
+from isoflop.scaling.parametric import ParametricFit, Resampled, bootstrap, fit
 from isoflop.scaling.profile import profile, skewed
 from isoflop.scaling.smooth import SmoothForm
 

@@ -16,29 +16,17 @@ from numpy.typing import ArrayLike
 from isoflop.scaling.catalogue import form_of
 from isoflop.scaling.forms import CHINCHILLA, Centre, Form, Points
 from isoflop.scaling.interval import LEVEL, Array, Interval, Refusal, positive
-from isoflop.scaling.minimise import PowerSum, evaluate, polish
+from isoflop.scaling.minimise import PowerSum, polish
 from isoflop.scaling.objective import Objective
+from isoflop.scaling.optimum import FLATTEST, Optimum, optimum
 from isoflop.scaling.smooth import Smooth, SmoothForm
 from isoflop.scaling.starts import starts
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")  # of the form that is fitted without being asked
 BLOCK = 128  # resamples side by side: large enough for numpy, small enough for the cache
 VANISHING = 1e-4  # share of the loss below which a term counts as zero
-FLATTEST = 1e-3  # an exponent below this makes its term a second constant
 STEEPEST = 3.0  # above, the end of the start grid, its term explains only the smallest runs
 NOTHING = -80.0  # the logarithm that stands for a floor pinned at 0
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The size and tokens that give the lowest loss for a budget."""
-
-    flops: float
-    size: Interval
-    tokens: Interval
-    loss: Interval
-    ratio: Interval  # tokens per parameter
-    without: int = 0  # resamples whose own law has no optimum
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +104,7 @@ class ParametricFit:
 
     def optimum(self, flops: float, *, factor: float | None = None) -> Optimum | Refusal:
         """The lowest loss for `flops` = factor N D (None: the runs' own), without an interval."""
-        return _optimum(self, self.theta[None], flops, factor)
+        return optimum(self, self.theta[None], flops, factor)
 
     def residuals(self) -> Array:
         """ln L predicted less ln L measured, per run."""
@@ -200,7 +188,7 @@ class Resampled:
 
     def optimum(self, flops: float, *, factor: float | None = None) -> Optimum | Refusal:
         """As the fit's, with intervals from the resamples whose own law has an optimum."""
-        return _optimum(self.fit, self.theta, flops, factor)
+        return optimum(self.fit, self.theta, flops, factor)
 
 
 def fit(
@@ -401,11 +389,6 @@ def refit(fit: ParametricFit, weights: Array) -> tuple[Array, int]:
     return np.concatenate(blocks), unconverged
 
 
-def objective_at(fit: ParametricFit, theta: Array) -> Array:
-    """The fit's objective (S,) at theta (S, P)."""
-    return evaluate(fit.problem, fit.weights[None], theta)
-
-
 def _varied(problem: PowerSum | Smooth, drawn: Array) -> bool:
     return bool(np.ptp(problem.x[drawn]) > 0 and np.ptp(problem.y[drawn]) > 0)
 
@@ -428,49 +411,3 @@ def boundaries(
         term.coefficient: largest[:, index] < VANISHING for index, term in enumerate(form.terms)
     } | {n: ~((k >= FLATTEST) & (k <= steepest)) for n, k in exponents.items()}
     return [tuple(name for name, flag in flags.items() if flag[s]) for s in range(len(theta))]
-
-
-def _optimum(
-    fit: ParametricFit, theta: Array, flops: float, factor: float | None
-) -> Optimum | Refusal:
-    """Hoffmann et al. 2022, equation 4, for any form, in logarithms and centred covariates."""
-    factor = fit.factor if factor is None else factor
-    if not (flops > 0 and factor > 0):
-        raise ValueError(f"flops {flops} and factor {factor} must be above 0")
-    bad = [name for name in fit.boundary if name != "E"]
-    if bad:
-        why = f"the fitted law has {', '.join(bad)} at the boundary"
-        return Refusal("law at its boundary", why, "add sizes and lengths, or repeat runs")
-    # A product that is constant in centred units: x + y = budget.
-    budget = float(np.log(flops) - np.log(factor) - fit.centre[0] - fit.centre[1])
-    c = float(np.log(flops)) - fit.centre[2]
-    point = _best(fit, fit.theta[None], budget, c)
-    if not len(point[0]):
-        why = "no size is best: the terms of the fitted law do not oppose each other"
-        return Refusal("law at its boundary", why, "add sizes and lengths, or repeat runs")
-    draws = _best(fit, theta, budget, c)
-    missing = len(theta) - len(draws[0])
-    if not len(draws[0]):
-        draws = point
-    shifts = (fit.centre[0], fit.centre[1], 0.0, fit.centre[1] - fit.centre[0])
-    intervals = [
-        Interval.of(float(value[0]) + shift, resampled + shift).exponential()
-        for value, resampled, shift in zip(point, draws, shifts, strict=True)
-    ]
-    n, d, loss, ratio = intervals
-    return Optimum(float(flops), n, d, loss, ratio, missing)
-
-
-def _best(
-    fit: ParametricFit, theta: Array, budget: float, c: float
-) -> tuple[Array, Array, Array, Array]:
-    """ln N, ln D (centred), ln L and ln D/N at the minimum of each law that has one."""
-    x = fit.form.split(theta, budget)
-    flat = (theta[:, [fit.form.coordinates.index(n) for n in fit.form.exponents]] <= FLATTEST).any(
-        axis=1
-    )
-    good = np.isfinite(x) & ~flat
-    x = x[good]
-    y = budget - x
-    law = fit.form.along(theta[good], x, y, np.full(len(x), c))
-    return x, y, law, y - x
