@@ -2,7 +2,7 @@
 
     interval     a number with its interval, or a typed refusal
     isoflop      approach 2: the loss minimum of each budget, and how it moves with compute
-    curves       that minimum where the curve is no parabola
+    curves       that minimum where the curve is no parabola; contours: in anybody's table
     objective    what a law pays for missing a run
     minimise     which parameters make it pay least; starts: where the search begins (numpy only)
     forms        the laws that are sums of powers; smooth: those that are not; catalogue: all

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from isoflop.scaling.catalogue import ALL
 from isoflop.scaling.columns import Columns, Runs, read, runs
+from isoflop.scaling.contours import lines as lines_of_minima
+from isoflop.scaling.contours import lowest
 from isoflop.scaling.forms import FORMS
 from isoflop.scaling.holdout import Score, largest, rolling, score
 from isoflop.scaling.interval import Interval, Refusal, compact, scientific
@@ -202,7 +204,8 @@ def text(question: Question, table: Runs, laws: list[Law]) -> str:
     for law in laws:
         lines += ["", *_paragraph(law, len(table.families) > 1)]
     for family in table.families:
-        lines += ["", *_held_out([law for law in laws if law.family == family])]
+        own = [law for law in laws if law.family == family]
+        lines += ["", *_held_out(own), *_minima(question, table, family, own)]
     return "\n".join(lines)
 
 
@@ -267,6 +270,15 @@ def _held_out(laws: Sequence[Law]) -> list[str]:
         last = f"  [{_score(law.largest)}]" if isinstance(law.largest, Score) else ""
         lines.append(f"  {law.form:11} {_score(cast(Score, law.rolling))}{last}")
     return lines
+
+
+def _minima(question: Question, table: Runs, family: str, laws: Sequence[Law]) -> list[str]:
+    """Approach 2, where the runs stand in budgets."""
+    fits = [x.law for x in laws if x.form == "chinchilla" and isinstance(x.law, Resampled)]
+    law = fits[0] if fits else None
+    rows = table.family(family)
+    found = lowest(rows, law, resamples=question.resamples, seed=question.seed)
+    return [] if found is None else ["", *lines_of_minima(family, *found, law)]
 
 
 def _score(found: Score) -> str:

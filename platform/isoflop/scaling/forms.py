@@ -155,7 +155,7 @@ class Form:
             plain["beta"] = plain["alpha"]
         if self.name == "kaplan":
             plain |= {"N_c": plain["A"] / plain["ratio"], "D_c": plain["B"]}
-            plain["alpha_N"] = plain["ratio"] * np.exp(plain["alpha_D"])
+            plain["alpha_N"] = plain["ratio"] * np.exp(np.clip(plain["alpha_D"], -50, 50))
         return {name: plain[name] for name in self.parameters}
 
     def axes(self, pinned: Mapping[str, float]) -> dict[int, Array]:
@@ -202,7 +202,8 @@ class Form:
             inner: Array = np.logaddexp.reduce(terms, axis=1)
         if self.power is None:
             return inner
-        return inner * np.exp(theta[:, self.coordinates.index(self.power)])
+        outer = theta[:, self.coordinates.index(self.power)]
+        return inner * np.exp(np.clip(outer, -50, 50))
 
 
 CHINCHILLA = Form(

@@ -118,8 +118,10 @@ class PowerSum:
         return self._law(theta)[1]
 
     def _scale(self, theta: Array) -> Array:
-        ones = np.ones(len(theta)) if self.power is None else np.exp(theta[:, self.power])
-        return ones[:, None]
+        if self.power is None:
+            return np.ones((len(theta), 1))
+        # No law has an exponent beyond these; a resample that runs away must not overflow.
+        return np.exp(np.clip(theta[:, self.power], -50, 50))[:, None]
 
     def _law(self, theta: Array) -> tuple[Array, Array]:
         """log-sum-exp of the terms (S, n), and the share of each (S, K, n)."""

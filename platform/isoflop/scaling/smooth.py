@@ -105,8 +105,9 @@ def _farseer(theta: Any, at: Points) -> Any:
 
 def _worn(excess: Any, half: Any) -> Any:
     """ln of what R = exp(excess) - 1 repeats are worth: 1 + R* (1 - exp(-R / R*)), R* = e^half."""
-    repeats = np.where(np.real(excess) > 0, np.exp(np.where(np.real(excess) > 0, excess, 0)) - 1, 0)
-    scale = np.exp(half)
+    inside = np.where(np.real(excess) > 0, np.where(np.real(excess) < 50, excess, 50), 0)
+    repeats = np.exp(inside) - 1
+    scale = np.exp(np.where(np.abs(np.real(half)) < 50, half, np.sign(np.real(half)) * 50))
     return np.log(1 + scale * (1 - np.exp(-repeats / scale)))
 
 
