@@ -22,6 +22,7 @@ from isoflop.scaling.objective import Objective
 
 ROBUST_STEPS = 15  # steps with reweighted least-squares curvature, which is never indefinite
 MOST_STEPS = 120
+EARLY_STEPS = 30  # towards an objective that is only on the way
 LARGEST_STEP = 2.0  # in any parameter, so that no step leaves the range of floats
 TOLERANCE = 1e-13  # relative decrease that a fit counts as converged below, by exact curvature
 
@@ -203,17 +204,19 @@ def polish(
     early = problem.objective.path()[:-1]
     for objective in early:
         smoother = replace(problem, objective=objective)  # type: ignore[type-var]
-        start = _newton(smoother, weights, start, along).theta
+        start = _newton(smoother, weights, start, along, EARLY_STEPS).theta
     found = _newton(problem, weights, start, along)
     return _vertex(problem, weights, found, along) if early else found
 
 
-def _newton(problem: Problem, weights: Array, start: Array, along: Array) -> Polished:
+def _newton(
+    problem: Problem, weights: Array, start: Array, along: Array, steps: int = MOST_STEPS
+) -> Polished:
     theta, value = start.copy(), np.full(len(start), np.inf)
     converged = np.zeros(len(start), dtype=bool)
     active, here, damping = np.arange(len(start)), start.copy(), np.full(len(start), 1e-3)
     local = problem.local(here, weights, True)
-    for step_number in range(MOST_STEPS):
+    for step_number in range(steps):
         step, gain = _step(local, damping, along)
         trial = here + step
         ahead = problem.local(trial, weights[active], step_number < ROBUST_STEPS)
@@ -268,8 +271,8 @@ def _vertex(problem: Problem, weights: Array, found: Polished, along: Array) -> 
     for _ in range(4):
         miss = (problem.predict(theta) - problem.target)[rows, nearest]
         slopes = problem.jacobian(theta).transpose(0, 2, 1)[rows, nearest] @ along
-        ridge = 1e-14 * np.abs(slopes).max(axis=(1, 2))[:, None, None] + 1e-300
-        step = np.linalg.solve(slopes + ridge * np.eye(along.shape[1]), miss[:, :, None])[:, :, 0]
+        # Where the nearest runs do not fix all parameters, the shortest step is taken.
+        step = (np.linalg.pinv(slopes, rcond=1e-12) @ miss[:, :, None])[:, :, 0]
         theta -= np.clip(np.nan_to_num(step @ along.T), -0.1, 0.1)
     value = evaluate(problem, weights, theta)
     better = value < found.value
