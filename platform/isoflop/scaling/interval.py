@@ -53,6 +53,8 @@ class Refusal:
         "one line only",
         "too few budgets",
         "law at its boundary",
+        "nothing repeated",
+        "not asked",
     ]
     explanation: str
     cure: str

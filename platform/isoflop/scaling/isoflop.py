@@ -14,15 +14,19 @@ seed noise and misfit together; a bias that all runs share is invisible to them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from isoflop.scaling.curves import akima, unbias
 from isoflop.scaling.interval import Array, Interval, Refusal, positive
 
+Curve = Literal["parabola", "corrected", "spline"]
+Bottoms = tuple[Array, Array, NDArray[np.bool_]]  # ln N, loss, whether inside the sizes
 FEWEST_SIZES = 4  # a parabola takes three; the fourth says how far to trust it
 FEWEST_BUDGETS = 2
 EVERYTHING = "all runs"  # the family where a study compares none
@@ -82,8 +86,14 @@ def minima(
     size: str = "params_without_input_embedding",
     resamples: int = 1000,
     seed: int = 0,
+    curve: Curve = "parabola",
+    lopsided: Mapping[str, tuple[float, float]] | None = None,
 ) -> list[Minimum]:
     """One minimum per family and budget among the finished runs, families and budgets sorted.
+
+    `curve`: a parabola, a parabola corrected for a curve that is `lopsided` (alpha and beta of each
+    family, as approach 3 finds them), or Akima's spline (Porian et al. 2024), which knows no shape
+    and takes every run at its word.
 
     `family`, `budget` and `size` are columns of the run table (`family` None: all runs are one).
     Raises ValueError that names a column the table lacks.
@@ -102,7 +112,8 @@ def minima(
         # A stream of its own for each minimum: adding a family changes no other family's interval.
         key = [seed, *f"{name}/{amount:.6e}".encode()]
         random = np.random.default_rng(key)
-        found.append(_minimum(str(name), amount, group, size, resamples, random))
+        shape = _shape(curve, str(name), lopsided)
+        found.append(_minimum(str(name), amount, group, size, resamples, random, shape))
     return found
 
 
@@ -125,6 +136,7 @@ def _minimum(
     size: str,
     resamples: int,
     random: np.random.Generator,
+    shape: tuple[float, float] | Literal["parabola", "spline"],
 ) -> Minimum:
     n, tokens = positive(size, group[size]), positive("tokens", group["tokens"])
     loss = positive("loss", group["loss"])
@@ -137,9 +149,14 @@ def _minimum(
     centre = x.mean()
     design = np.vander(x - centre, 3)
     curve: Array = np.linalg.pinv(design) @ loss
-    best, lowest, _ = _vertex(curve[None], x - centre)
-    draws = _resample(design, loss, curve, resamples, random)
-    at, values, inside = _vertex(draws, x - centre)
+    noise = _noise(design, loss, curve, resamples, random)
+    (best, lowest, _), (at, values, inside) = _bottoms(
+        x - centre, design, loss, curve, noise, shape
+    )
+    if not np.isfinite(best[0]):
+        why = "no lopsided curve within the sizes explains the vertex of the parabola"
+        refusal = Refusal("no interior minimum", why, "add sizes on both sides")
+        return Minimum(name, budget, flops, len(x), refusal)
     # At a fixed budget ln D is a smooth function of ln N, and known at every size.
     known, first = np.unique(x - centre, return_index=True)
     split = [np.exp(np.interp(where, known, log_tokens[first])) for where in (best, at)]
@@ -184,7 +201,7 @@ def _refuse(x: Array, loss: Array) -> Refusal | None:
     return None
 
 
-def _vertex(curves: Array, x: Array) -> tuple[Array, Array, Array]:
+def _vertex(curves: Array, x: Array) -> Bottoms:
     """Where each parabola (R, 3) is lowest within the range of x, its value, and whether inside."""
     second, slope, _ = curves.T
     bottom = np.divide(-slope, 2 * second, out=np.full(len(curves), np.inf), where=second > 0)
@@ -200,10 +217,10 @@ def _values(curves: Array, x: Array) -> Array:
     return values
 
 
-def _resample(
+def _noise(
     design: Array, loss: Array, curve: Array, resamples: int, random: np.random.Generator
 ) -> Array:
-    """Parabolas (R, 3) refitted to the curve plus residuals drawn anew."""
+    """Residuals about the parabola drawn anew, (R, n)."""
     freedom = len(loss) - 3
     inverse = np.linalg.pinv(design)
     leverage = np.clip((design * inverse.T).sum(axis=1), 0, 1 - 1e-9)
@@ -215,8 +232,48 @@ def _resample(
     residual *= spread / size if size > 0 else 0.0
     drawn = random.choice(residual, size=(resamples, len(loss)))
     level = np.sqrt(freedom / random.chisquare(freedom, size=(resamples, 1)))
-    refitted: Array = curve + (drawn * level) @ inverse.T
-    return refitted
+    noise: Array = drawn * level
+    return noise
+
+
+def _shape(
+    curve: Curve, family: str, lopsided: Mapping[str, tuple[float, float]] | None
+) -> tuple[float, float] | Literal["parabola", "spline"]:
+    """The exponents of a corrected parabola, or the name of the curve."""
+    if curve not in ("parabola", "corrected", "spline"):
+        raise ValueError(f"curve is {curve!r}; it must be parabola, corrected or spline")
+    if curve != "corrected":
+        return curve
+    if lopsided is None or family not in lopsided:
+        raise ValueError(f"a corrected parabola takes alpha and beta of {family!r}")
+    return lopsided[family]
+
+
+def _bottoms(
+    x: Array,
+    design: Array,
+    loss: Array,
+    curve: Array,
+    noise: Array,
+    shape: tuple[float, float] | Literal["parabola", "spline"],
+) -> tuple[Bottoms, Bottoms]:
+    """Place, loss and whether inside, of the minimum of the runs (1,) and of each resample (R,)."""
+    if shape == "spline":
+        return akima(x, loss[None]), akima(x, loss + noise)
+    curves = curve + noise @ np.linalg.pinv(design).T
+    plain = _vertex(curve[None], x), _vertex(curves, x)
+    if shape == "parabola":
+        return plain
+    return _corrected(x, curve[None], plain[0], shape), _corrected(x, curves, plain[1], shape)
+
+
+def _corrected(x: Array, curves: Array, plain: Bottoms, shape: tuple[float, float]) -> Bottoms:
+    """Resamples without an explanation stay where the parabola has them, at the edge or near it."""
+    best, lowest = unbias(x, curves, *shape)
+    known = np.isfinite(best)
+    if len(curves) == 1:
+        return best, lowest, known
+    return np.where(known, best, plain[0]), np.where(known, lowest, plain[1]), plain[2] & known
 
 
 def exponents(

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from isoflop.scaling.huber import Problem, _local, law, objective
+from isoflop.scaling.forms import FORMS, Points
 from isoflop.scaling.interval import Refusal
+from isoflop.scaling.minimise import PowerSum, evaluate
+from isoflop.scaling.objective import Objective, named
 from isoflop.scaling.parametric import PARAMETERS, ParametricFit, bootstrap, fit
 
 World = Callable[..., pd.DataFrame]
@@ -29,26 +31,31 @@ def fitted(table: pd.DataFrame, **options: float) -> ParametricFit:
     return found
 
 
-def problem(runs: int, seed: int = 0, delta: float = 1e-2) -> tuple[Problem, np.ndarray]:
-    random = np.random.default_rng(seed)
-    x, y = random.normal(size=(2, runs))
-    theta = np.array([[-0.3, 0.1, 0.6, 0.4, 0.3], [0.2, -1.0, 0.1, 1.1, 0.2]])
-    found = Problem(x, y, np.zeros(runs), delta)
-    return Problem(x, y, law(found, theta)[0][0] + 0.01 * random.normal(size=runs), delta), theta
+def problem(form: str, objective: Objective, runs: int = 40) -> tuple[PowerSum, np.ndarray]:
+    """Runs scattered about a law, and two points theta near it."""
+    random = np.random.default_rng(0)
+    points = Points(*random.normal(size=(4, runs)))
+    law = FORMS[form]
+    theta = random.uniform(0.1, 0.9, size=(2, len(law.coordinates)))
+    target = law.log_loss(theta[:1], points)[0] + 0.01 * random.normal(size=runs)
+    return law.problem(points, target, objective), theta
 
 
-def test_slope_and_curvature_equal_finite_differences() -> None:
-    runs, theta = problem(40, delta=10.0)  # inside the quadratic zone the objective is smooth
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["huber", "l2", "asymmetric"])
+def test_slope_and_curvature_equal_finite_differences(form: str, name: str) -> None:
+    runs, theta = problem(form, named(name, delta=10.0))  # a wide delta: the objective is smooth
     weights = np.linspace(0.5, 2, 40)[None]
-    local = _local(runs, weights, theta, robust=False)
+    local = runs.local(theta, weights, False)
     step = 1e-5
-    for i in range(5):
-        shift = step * np.eye(5)[i]
-        ahead, behind = (_local(runs, weights, theta + s, False) for s in (shift, -shift))
-        slope = objective(runs, weights, theta + shift) - objective(runs, weights, theta - shift)
-        assert local.gradient[:, i] == pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-8)
+    for i in range(theta.shape[1]):
+        shift = step * np.eye(theta.shape[1])[i]
+        ahead, behind = (runs.local(theta + s, weights, False) for s in (shift, -shift))
+        slope = evaluate(runs, weights, theta + shift) - evaluate(runs, weights, theta - shift)
+        assert local.gradient[:, i] == pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-7)
         bend = (ahead.gradient - behind.gradient) / (2 * step)
-        assert local.curvature[:, i] == pytest.approx(bend, rel=1e-5, abs=1e-7)
+        # The asymmetric objective bends where a residual changes its sign within the step.
+        assert local.curvature[:, i] == pytest.approx(bend, rel=1e-4, abs=1e-5)
 
 
 def test_noise_free_runs_give_the_law_back(world: World) -> None:
@@ -90,7 +97,7 @@ def test_published_runs_no_start_of_a_general_minimiser_does_better(
     runs, ones = found.problem, np.ones((1, found.points))
 
     def scaled(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        local = _local(runs, ones, theta[None], robust=False)
+        local = runs.local(theta[None], ones, False)
         return 1e3 * float(local.value[0]), 1e3 * local.gradient[0]
 
     best = np.inf
@@ -117,7 +124,7 @@ def test_the_bootstrap_is_deterministic_and_starts_do_not_matter(published: pd.D
         drawn = published.loc[np.repeat(published.index, weights)]
         fresh = fit(drawn["N"], drawn["D"], drawn["loss"])
         assert isinstance(fresh, ParametricFit)
-        warm = objective(found.problem, weights[None].astype(float), theta[None])[0]
+        warm = evaluate(found.problem, weights[None].astype(float), theta[None])[0]
         assert warm == pytest.approx(fresh.objective, rel=1e-7)
 
 
