@@ -40,9 +40,9 @@ ALLOWED = {
     "study": {"run", "design", "campaign"},
     "benchmarks": {
         "run", "data", "objectives", "training", "design", "campaign", "record", "plan",
-        "orchestration", "models", "models.interface",
+        "orchestration", "scaling", "models", "models.interface",
     },
-    "cli": {"benchmarks", "tracking"},
+    "cli": {"benchmarks", "tracking", "scaling"},
 }  # fmt: skip
 
 # Third parties that one room alone may import.
