@@ -245,7 +245,10 @@ def _step(local: Local, damping: Array, along: Array) -> tuple[Array, Array]:
     floor = 1e-9 * size.max(axis=1, keepdims=True) + 1e-300
     diagonal = (damping[:, None] * np.maximum(size, floor) + floor * 1e-3)[:, :, None]
     damped = curvature + diagonal * np.eye(along.shape[1])
-    inner: Array = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
+    try:
+        inner: Array = -np.linalg.solve(damped, gradient[:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:  # one runaway among many, singular to the last bit
+        inner = -(np.linalg.pinv(damped) @ gradient[:, :, None])[:, :, 0]
     step = inner if free else inner @ along.T
     longest = np.abs(step).max(axis=1, keepdims=True)
     step = step * np.minimum(1.0, LARGEST_STEP / np.maximum(longest, LARGEST_STEP))
