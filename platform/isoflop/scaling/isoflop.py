@@ -181,7 +181,7 @@ def _refuse(x: Array, loss: Array) -> Refusal | None:
     """Why these runs of one budget have no minimum to report; x is ln N, sorted."""
     sizes, place = np.unique(x, return_inverse=True)
     if len(sizes) < FEWEST_SIZES:
-        why = f"only {len(sizes)} sizes finished"
+        why = f"only {len(sizes)} size{'' if len(sizes) == 1 else 's'} finished"
         return Refusal("too few points", why, f"finish at least {FEWEST_SIZES} sizes")
     mean = np.bincount(place, weights=loss) / np.bincount(place)
     best = int(mean.argmin())
