@@ -37,6 +37,7 @@ from isoflop.rollouts import capture
 from isoflop.run import Run, Text
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
+from isoflop.training.step import has_bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,24 +240,7 @@ def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Pre
 
 def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepared) -> Job:
     resolved = run.resolve(vocab=prepared.vocab, fingerprint=prepared.fingerprint)
-    need = resolved.model.context + 1
-    for split, tokens in (
-        ("training", prepared.train_tokens),
-        ("validation", prepared.validation_tokens),
-    ):
-        if tokens < need:
-            raise ValueError(
-                f"the {split} text has {tokens} tokens, fewer than the {need} of one window; "
-                "use more text or a smaller model.context"
-            )
-    if resolved.rows % machine.workers:
-        raise ValueError(
-            f"a batch of {resolved.rows} rows cannot be shared equally by "
-            f"{machine.workers} workers; "
-            "choose --workers or batch_tokens so that it can"
-        )
-    if resolved.rollouts.prompts:
-        capture.check(resolved.rollouts, resolved.model.context)
+    _check(resolved, machine, prepared)
     folder = machine.storage / study.name
     return Job(
         study=study.name,
@@ -267,6 +251,30 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
     )
+
+
+def _check(run: Run, machine: Machine, prepared: Prepared) -> None:
+    """Raise ValueError for what would fail, or crawl, in every run once it has started."""
+    if run.precision == "bfloat16" and machine.address is None and not has_bfloat16():
+        raise ValueError(
+            "precision is 'bfloat16', which this machine only emulates, up to 170 times slower "
+            "than float32; leave it at 'auto'"
+        )
+    need = run.model.context + 1
+    sides = (("training", prepared.train_tokens), ("validation", prepared.validation_tokens))
+    for side, tokens in sides:
+        if tokens < need:
+            raise ValueError(
+                f"the {side} text has {tokens} tokens, fewer than the {need} of one window; "
+                "use more text or a smaller model.context"
+            )
+    if run.rows % machine.workers:
+        raise ValueError(
+            f"a batch of {run.rows} rows cannot be shared equally by {machine.workers} workers; "
+            "choose --workers or batch_tokens so that it can"
+        )
+    if run.rollouts.prompts:
+        capture.check(run.rollouts, run.model.context)
 
 
 def _close(tracker: tracking.Tracker) -> bool:

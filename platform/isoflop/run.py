@@ -240,11 +240,19 @@ class Run:
     @staticmethod
     def from_json(values: Mapping[str, Any], zoo: Mapping[str, type[Config]]) -> Run:
         """The run that `as_json` wrote. Raises ValueError that names what is unknown, and where."""
-        values = {**values, "model": dict(values["model"]), "objective": dict(values["objective"])}
+        values = dict(values)
+        for part in ("model", "objective"):
+            if not isinstance(values.get(part), Mapping):
+                raise ValueError(
+                    f"run.{part} is {values.get(part)!r}; it must be a table of fields"
+                )
+            values[part] = dict(values[part])
         kind = values["model"].pop("kind", None)
         if kind not in zoo:
             raise ValueError(f"model.kind is {kind!r}; known models: {', '.join(sorted(zoo))}")
-        values["objective"].pop("kind", None)
+        objective = values["objective"].pop("kind", None)
+        if objective != "autoregressive":
+            raise ValueError(f"objective.kind is {objective!r}; known objectives: autoregressive")
         values["model"] = _build(zoo[kind], values["model"], "model")
         run: Run = _build(Run, values, "run")
         return run
@@ -325,4 +333,7 @@ def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         arguments[name] = value
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except TypeError as error:  # a field that is missing, or compared with what it cannot be
+        raise ValueError(f"{where} cannot be built: {error}") from None

@@ -427,3 +427,26 @@ def test_a_wrong_override_says_what_and_where(path: str, text: str, said: str) -
     with pytest.raises(ValueError, match=said) as caught:
         override(make(), path, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": None}, "run.model is None; it must be a table of fields"),
+        ({"objective": {"kind": "guessing"}}, "objective.kind is 'guessing'"),
+        ({"optimizer": {}}, "run.optimizer cannot be built: .*'lr'"),
+        ({"optimizer": {"lr": "fast"}}, "run.optimizer cannot be built"),
+        ({"batch_tokens": None}, "run cannot be built"),
+    ],
+)
+def test_a_run_from_elsewhere_that_cannot_be_built(change: dict[str, object], said: str) -> None:
+    values = {
+        "model": {"kind": "gpt2", "width": 8, "depth": 1, "heads": 1, "context": 32},
+        "objective": {"kind": "autoregressive"},
+        "optimizer": {"lr": 0.01},
+        "batch_tokens": 32,
+        "tokens": 64,
+    }
+    assert Run.from_json(values, ZOO).steps == 2
+    with pytest.raises(ValueError, match=said):
+        Run.from_json({**values, **change}, ZOO)

@@ -356,6 +356,16 @@ def test_an_error_of_the_code_is_no_users_error(
     assert not isinstance(caught.value, UserError)
 
 
+def test_emulated_bfloat16_is_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("isoflop.campaign.has_bfloat16", lambda: False)
+    assert command("--plan", "--set", "precision=bfloat16") == 2
+    assert "up to 170 times slower" in capsys.readouterr().err
+    monkeypatch.setattr("isoflop.campaign.has_bfloat16", lambda: True)
+    assert command("--print-config", "--set", "precision=bfloat16") == 0
+
+
 # --- stopping ------------------------------------------------------------------------------------
 
 

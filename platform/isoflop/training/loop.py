@@ -60,9 +60,8 @@ class Inputs:
 class Hooks:
     """What the caller wants from the loop besides the result."""
 
-    report: Report = lambda records: (
-        None
-    )  # called on every rank, with the records since the last call
+    # Called on every rank, with the records since the last call.
+    report: Report = lambda records: None
     capture: Capture | None = None
     stop: Callable[[], bool] = lambda: False  # asked at each log; True ends the run at a checkpoint
     warn: Callable[[str], None] = print

@@ -28,6 +28,11 @@ def autocast(precision: str, device: str) -> torch.autocast:
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=low)
 
 
+def has_bfloat16() -> bool:
+    """Does this machine multiply bfloat16 in hardware?"""
+    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
