@@ -105,7 +105,7 @@ def _train(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> Ou
     count = max(1, run.evaluation.tokens // context)
     ids, targets = windows(prepared.validation(), context, count)
     text = held_out(ids, targets, torch.from_numpy(tokenizer.token_bytes()))
-    capture = _Capture(job, tokenizer, ranks) if run.rollouts.prompts else None
+    capture = _Capture(job, tokenizer) if run.rollouts.prompts else None
     hooks = Hooks(report=report, capture=capture, stop=job.stop_file.exists)
     inputs = Inputs(batches=batches, held_out=text)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
@@ -125,7 +125,12 @@ def _keep_newest(folder: Path) -> None:
 class _Capture:
     """The rollouts of one run, within their budget: what the loop calls at the capture steps."""
 
-    def __init__(self, job: Job, tokenizer: Any, ranks: Ranks) -> None:
+    def __init__(self, job: Job, tokenizer: Any) -> None:
+        # Loaded before the clock of the budget runs: a process's first capture would seem ten times
+        # as dear as the next, and its run would have fewer captures than the others.
+        import pandas  # noqa: F401  # pyarrow looks for it when it first makes an array
+        import pyarrow.parquet  # noqa: F401
+
         run = job.run
         self.steps = schedule(run.steps, run.rollouts.captures)
         self.last = run.steps
