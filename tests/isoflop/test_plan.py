@@ -30,7 +30,7 @@ def test_makespan(seconds: list[float], slots: int, expected: float) -> None:
     assert makespan(seconds, slots) == expected
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), st.integers(1, 9))
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30), st.integers(1, 9))
 def test_makespan_is_near_the_best_possible(seconds: list[float], slots: int) -> None:
     """Graham 1966: whatever the order, at most 1 - 1/slots of the longest above the mean load."""
     found = makespan(seconds, slots)
