@@ -140,6 +140,7 @@ SHOWN = {
     "val/loss": "loss/held out",
     "val/bits_per_byte": "loss/held out bits per byte",
     "train/loss": "loss/training",
+    "capture/skipped": "skipped capture",
 }
 
 
