@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from isoflop.scaling.files import put
 from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.isoflop import Exponents, Minimum, exponents, families, finished, minima
 from isoflop.scaling.parametric import PARAMETERS, ParametricFit, Resampled, bootstrap, fit
@@ -138,9 +137,9 @@ def build(
     pictures = []
     for title, figure in figures(table, curves, analysis):
         image = _png(figure)
-        _write(folder / "figures" / f"{title}.png", image)
+        put(folder / "figures" / f"{title}.png", image)
         pictures.append({"name": title, "data": base64.b64encode(image).decode()})
-    _write(folder / "minima.csv", minima_table(analysis.minima).to_csv(index=False).encode())
+    put(folder / "minima.csv", minima_table(analysis.minima).to_csv(index=False).encode())
     page = _render(
         name=name,
         question=question,
@@ -152,7 +151,7 @@ def build(
         captions=CAPTIONS,
         parameters=PARAMETERS,
     )
-    return _write(folder / "report.html", page.encode())
+    return put(folder / "report.html", page.encode())
 
 
 CAPTIONS = {
@@ -358,20 +357,3 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Puts `content` in place at once, so that nobody reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

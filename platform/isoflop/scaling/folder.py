@@ -6,8 +6,6 @@ import base64
 import html
 import io
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.scaling import command
+from isoflop.scaling.files import put
 from isoflop.scaling.parametric import Resampled
 
 if TYPE_CHECKING:
@@ -31,12 +30,12 @@ def write(folder: Path, question: Question, table: Runs, laws: list[Law]) -> Pat
     """Writes `report.html` (self-contained), `laws.json`, `laws.csv`, `residuals.csv` and
     `figures/*.png`; returns the page's path. Every file is put in place whole."""
     records = [command.record(question, law) for law in laws]
-    _put(folder / "laws.json", json.dumps(records, indent=1, allow_nan=False).encode())
-    _put(folder / "laws.csv", _parameters(laws).to_csv(index=False).encode())
-    _put(folder / "residuals.csv", _residuals(table, laws).to_csv(index_label="row").encode())
+    put(folder / "laws.json", json.dumps(records, indent=1, allow_nan=False).encode())
+    put(folder / "laws.csv", _parameters(laws).to_csv(index=False).encode())
+    put(folder / "residuals.csv", _residuals(table, laws).to_csv(index_label="row").encode())
     pictures = []
     for name, image in _pictures(laws).items():
-        _put(folder / "figures" / f"{name}.png", image)
+        put(folder / "figures" / f"{name}.png", image)
         data = base64.b64encode(image).decode()
         pictures.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
     shown = html.escape(command.text(question, table, laws))
@@ -47,7 +46,7 @@ def write(folder: Path, question: Question, table: Runs, laws: list[Law]) -> Pat
         "<p>Left: points on the line are runs the law describes exactly. Right: a trend would mean "
         "that the law has the wrong form.</p>"
     )
-    return _put(folder / "report.html", page.encode())
+    return put(folder / "report.html", page.encode())
 
 
 def _parameters(laws: list[Law]) -> pd.DataFrame:
@@ -90,19 +89,3 @@ def _pictures(laws: list[Law]) -> dict[str, bytes]:
             figure.savefig(buffer, format="png", dpi=110)
             found[form] = buffer.getvalue()
     return found
-
-
-def _put(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
