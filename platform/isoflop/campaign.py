@@ -183,7 +183,7 @@ class Campaign:
                     share = slots(resources, self.machine.workers, self.machine.at_once)
                 print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
                 progress = stack.enter_context(Progress(left, done))
-                watcher = _Both(progress, _Tracked(tracker))
+                watcher = _Both(progress, _Tracked(tracker, self.study))
                 run_points(left, share, self.folder / "ray", watcher)
                 self._stop_missing(left, progress)
         finally:
@@ -343,13 +343,16 @@ class _Both:
 class _Tracked:
     """Passes what happens on to the tracker."""
 
-    def __init__(self, tracker: tracking.Tracker) -> None:
+    def __init__(self, tracker: tracking.Tracker, study: Study) -> None:
         self.tracker = tracker
+        axes = study.points.axes
+        self.varied = {name for name, values in axes.items() if len(values) > 1} or set(axes)
 
     def started(self, job: Job) -> None:
         described = record.described(job.run, job.prepared.train_tokens)
-        # "axis." sorts first, and MLflow's comparison opens with the first three names that differ.
-        axes = {f"axis.{name}": value for name, value in job.axes.items()}
+        # "axis." sorts first, and MLflow's plots open with the first names: an axis of one value
+        # would leave them empty.
+        axes = {f"axis.{name}": job.axes[name] for name in job.axes if name in self.varied}
         tags = {"isoflop.kind": "run", "isoflop.study": job.study}
         self.tracker.start(job.run.identity, job.label, {**axes, **described}, tags)
 

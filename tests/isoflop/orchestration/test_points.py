@@ -141,7 +141,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     run_points([job], TWO, tmp_path / "ray", heard)
-    thread.join()
+    thread.join(timeout=10)
+    assert killed, "a trial was killed while it trained"
     ended = result(job.folder) or {}
     assert ended["status"] == "finished" and ended["process"] not in killed
     history = json.loads((job.folder / "history.json").read_text())
@@ -157,13 +158,27 @@ def _often() -> object:
 
 
 def _trainers() -> list[int]:
-    """Processes of this cluster that carry out a trial, by the title that Ray gives them."""
-    import psutil
+    """Processes of this test's cluster that carry out a trial, by the title that Ray gives them."""
+    titled = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ImplicitFunc.train" in (folder / "cmdline").read_bytes():
+                titled.append(int(folder.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return [pid for pid in titled if os.getpid() in _ancestors(pid)]
 
-    me = psutil.Process()
-    return [
-        p.pid for p in me.children(recursive=True) if "ImplicitFunc.train" in " ".join(p.cmdline())
-    ]
+
+def _ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            break
+        pid = int(next(line for line in status.splitlines() if line.startswith("PPid")).split()[1])
+        found.append(pid)
+    return found
 
 
 def test_a_stop_file_ends_the_study_at_checkpoints(
