@@ -1,107 +1,312 @@
-"""What has a model read so far? Keys and values of past tokens, so that none is read twice.
+"""What has a model read so far? Its past tokens, in the form that no token is read twice.
 
-The cache belongs to whoever generates. A model's layers `append` to it while they run, and the
-model calls `advance` once after the last of them: no layer needs to know whether it is the last.
+    Cache            what every cache promises to whoever generates: rows that grow together
+    KeyValues        adds what attention layers ask: `append` keys and values, get all of them back
+    KeyValueCache    "static": room for all tokens, allocated once; the fastest
+    GrowingCache     "growing": room for what is there, doubled when full
+    SlidingCache     "sliding": a layer with a window keeps no more than its window; exact
+    QuantisedCache   "quantised": 8 bits a number and a scale per head and token; not exact
+    StateCache       a recurrent network's hidden state, of one size however much was read
 
-Letters: L layers, B batch rows, H key/value heads, S capacity in tokens, T new tokens, K head size.
+The cache belongs to whoever generates. A model's layers write to it while they run, and the model
+calls `advance` once after the last of them: no layer needs to know whether it is the last. A cache
+holds values and no gradients: it is for use under `torch.no_grad()` or inference mode.
+
+Letters: L layers, B batch rows, H key/value heads, S capacity in tokens, T new tokens, K head size,
+D width of a state.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Literal, Self
+
 import torch
 from torch import Tensor
 
+CacheKind = Literal["static", "growing", "sliding", "quantised"]
+CACHE_KINDS: tuple[CacheKind, ...] = ("static", "growing", "sliding", "quantised")
+LEVELS = 127  # of a sign and seven bits
 
-class KeyValueCache:
-    """Room for S tokens in each of B rows, allocated once; all rows hold equally many tokens.
 
-    A cache holds values and no gradients: it is for use under `torch.no_grad()` or inference mode.
-    """
+class Cache(ABC):
+    """At most `capacity` tokens of each row; all rows hold equally many."""
 
-    def __init__(self, keys: Tensor, values: Tensor, length: int = 0) -> None:
-        """Around two tensors (L, B, H, S, K) whose first `length` tokens are filled."""
-        assert keys.shape[:-1] == values.shape[:-1], "every key needs a value"
-        assert 0 <= length <= keys.shape[3], "a cache cannot hold more than its capacity"
-        self.keys = keys
-        self.values = values
-        self.length = length
+    capacity: int
+    length: int  # tokens that each row holds
 
-    @classmethod
-    def allocate(
-        cls,
-        *,
-        layers: int,
-        batch: int,
-        heads: int,
-        capacity: int,
-        size: int,
-        like: Tensor,
-    ) -> KeyValueCache:
-        """An empty cache of heads of `size` numbers, with the device and dtype of `like`."""
-        for name, value in (("batch", batch), ("length", capacity)):
-            if value < 1:
-                raise ValueError(f"a cache's {name} is {value}; it must be at least 1")
-        shape = (layers, batch, heads, capacity, size)
-        return cls(like.new_empty(shape), like.new_empty(shape))
+    def __init__(self, capacity: int, length: int = 0) -> None:
+        if capacity < 1:
+            raise ValueError(f"a cache's length is {capacity}; it must be at least 1")
+        assert 0 <= length <= capacity, "a cache cannot hold more than its capacity"
+        self.capacity, self.length = capacity, length
 
     @property
-    def capacity(self) -> int:
-        """S: the tokens that fit into each row."""
-        return self.keys.shape[3]
-
-    @property
+    @abstractmethod
     def batch(self) -> int:
         """B: the rows."""
-        return self.keys.shape[1]
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes one layer's new keys and values (B, H, T, K) behind what is held.
-
-        Returns views of the layer's keys and values (B, H, length + T, K), the new ones included.
-        They count as held once `advance` is called. Raises ValueError if they do not fit.
-        """
-        end = self.length + k.shape[2]
-        if end > self.capacity:
-            raise ValueError(
-                f"the cache has room for {self.capacity} tokens and holds {self.length}; "
-                f"{k.shape[2]} more do not fit"
-            )
-        if k.shape[0] != self.batch:
-            raise ValueError(f"the cache has {self.batch} rows, but the tokens have {k.shape[0]}")
-        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
-            raise ValueError("a cache keeps no gradients; use it under torch.no_grad()")
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    @abstractmethod
+    def _pick(self, rows: Tensor) -> Self:
+        """A new cache of the rows with these numbers (R,)."""
 
     def advance(self, tokens: int) -> None:
-        """Counts `tokens` appended tokens as held, once every layer has appended them."""
+        """Counts `tokens` tokens as held, once every layer has written them."""
         assert 0 <= tokens <= self.capacity - self.length, "advance follows append"
         self.length += tokens
 
-    def expand(self, times: int) -> KeyValueCache:
+    def expand(self, times: int) -> Self:
         """A new cache with every row `times` times, copies side by side (r0 r0 r1 r1 ...).
 
         One prefill per prompt serves all its samples. Raises ValueError if `times` is below 1.
         """
         if times < 1:
             raise ValueError(f"each row can be repeated 1 time or more, not {times} times")
-        rows = torch.arange(self.batch, device=self.keys.device)
-        return self.keep(rows.repeat_interleave(times))
+        return self.keep(torch.arange(self.batch).repeat_interleave(times))
 
-    def keep(self, rows: Tensor) -> KeyValueCache:
+    def keep(self, rows: Tensor) -> Self:
         """A new cache of only these rows, in this order: (R,) row numbers, or a mask (B,).
 
         Finished rows are dropped this way. Raises IndexError for a row that is not there.
         """
-        if rows.dtype == torch.bool:
-            rows = rows.nonzero().squeeze(1)
-        return KeyValueCache(
-            self._rows_of(self.keys, rows), self._rows_of(self.values, rows), self.length
+        return self._pick(rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows)
+
+    def _admit(self, rows: int, tokens: int, *written: Tensor) -> int:
+        """The length with these tokens. Raises ValueError if they do not fit."""
+        end = self.length + tokens
+        if end > self.capacity:
+            raise ValueError(
+                f"the cache has room for {self.capacity} tokens and holds {self.length}; "
+                f"{tokens} more do not fit"
+            )
+        if rows != self.batch:
+            raise ValueError(f"the cache has {self.batch} rows, but the tokens have {rows}")
+        if torch.is_grad_enabled() and any(part.requires_grad for part in written):
+            raise ValueError("a cache keeps no gradients; use it under torch.no_grad()")
+        return end
+
+
+class KeyValues(Cache):
+    """What attention layers read their past from."""
+
+    @abstractmethod
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes one layer's new keys and values (B, H, T, K) behind what is held.
+
+        Returns the layer's keys and values (B, H, S, K) that the new tokens may read, the new ones
+        last. They count as held once `advance` is called. Raises ValueError if they do not fit.
+        """
+
+
+class KeyValueCache(KeyValues):
+    """Room for S tokens in each of B rows, allocated once."""
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int = 0) -> None:
+        """Around two tensors (L, B, H, S, K) whose first `length` tokens are filled."""
+        assert keys.shape[:-1] == values.shape[:-1], "every key needs a value"
+        super().__init__(keys.shape[3], length)
+        self.keys, self.values = keys, values
+
+    @classmethod
+    def allocate(
+        cls, *, layers: int, batch: int, heads: int, capacity: int, size: int, like: Tensor
+    ) -> Self:
+        """An empty cache of heads of `size` numbers, with the device and dtype of `like`."""
+        check_sizes(batch, capacity)
+        shape = (layers, batch, heads, capacity, size)
+        return cls(like.new_empty(shape), like.new_empty(shape))
+
+    @property
+    def batch(self) -> int:
+        return self.keys.shape[1]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns views of what is held; see `KeyValues.append`."""
+        end = self._admit(k.shape[0], k.shape[2], k, v)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def _pick(self, rows: Tensor) -> Self:
+        return type(self)(
+            _rows_of(self.keys, rows, self.length),
+            _rows_of(self.values, rows, self.length),
+            self.length,
         )
 
-    def _rows_of(self, held: Tensor, rows: Tensor) -> Tensor:
-        layers, _, heads, capacity, size = held.shape
-        chosen = held.new_empty(layers, len(rows), heads, capacity, size)
-        chosen[:, :, :, : self.length] = held[:, rows, :, : self.length]  # the empty part stays so
-        return chosen
+
+class GrowingCache(KeyValueCache):
+    """Memory for what is held, doubled when it is full: for lengths that nobody can foresee."""
+
+    FIRST = 64  # tokens of room to begin with
+
+    def __init__(
+        self, keys: Tensor, values: Tensor, length: int = 0, capacity: int | None = None
+    ) -> None:
+        super().__init__(keys, values, length)
+        self.capacity = self.capacity if capacity is None else capacity
+
+    @classmethod
+    def allocate(
+        cls, *, layers: int, batch: int, heads: int, capacity: int, size: int, like: Tensor
+    ) -> Self:
+        """Empty, and never longer than `capacity` tokens; see `KeyValueCache.allocate`."""
+        check_sizes(batch, capacity)
+        shape = (layers, batch, heads, min(capacity, cls.FIRST), size)
+        return cls(like.new_empty(shape), like.new_empty(shape), 0, capacity)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self._admit(k.shape[0], k.shape[2], k, v)
+        if end > self.keys.shape[3]:
+            room = min(self.capacity, max(end, 2 * self.keys.shape[3]))
+            self.keys, self.values = self._wider(self.keys, room), self._wider(self.values, room)
+        return super().append(layer, k, v)
+
+    def _wider(self, held: Tensor, room: int) -> Tensor:
+        """Whatever is written is kept, also by the layers that have appended already."""
+        wider = held.new_empty(*held.shape[:3], room, held.shape[4])
+        wider[:, :, :, : held.shape[3]] = held
+        return wider
+
+    def _pick(self, rows: Tensor) -> Self:
+        kept = super()._pick(rows)
+        kept.capacity = self.capacity
+        return kept
+
+
+class SlidingCache(KeyValues):
+    """Each layer keeps what its window can still reach, and no more: exact, and small."""
+
+    def __init__(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        windows: tuple[int | None, ...],
+        capacity: int,
+        length: int = 0,
+    ) -> None:
+        """Per layer, keys and values (B, H, held, K), and the window (None: all tokens)."""
+        assert len(keys) == len(values) == len(windows), "one of each per layer"
+        super().__init__(capacity, length)
+        self.keys, self.values, self.windows = keys, values, windows
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        windows: tuple[int | None, ...],
+        batch: int,
+        heads: int,
+        capacity: int,
+        size: int,
+        like: Tensor,
+    ) -> Self:
+        """An empty cache, with the device and dtype of `like`."""
+        check_sizes(batch, capacity)
+        empty = [like.new_empty(batch, heads, 0, size) for _ in windows]
+        return cls(empty, list(empty), windows, capacity)
+
+    @property
+    def batch(self) -> int:
+        return self.keys[0].shape[0]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self._admit(k.shape[0], k.shape[2], k, v)
+        window = self.windows[layer] or self.capacity + 1
+        seen = torch.cat((self.keys[layer], k), dim=2), torch.cat((self.values[layer], v), dim=2)
+        oldest = max(0, seen[0].shape[2] - window + 1)  # the next token reads window - 1 before it
+        self.keys[layer], self.values[layer] = (part[:, :, oldest:] for part in seen)
+        return seen
+
+    def _pick(self, rows: Tensor) -> Self:
+        chosen = rows.to(self.keys[0].device)
+        return type(self)(
+            [held[chosen] for held in self.keys],
+            [held[chosen] for held in self.values],
+            self.windows,
+            self.capacity,
+            self.length,
+        )
+
+
+class QuantisedCache(KeyValueCache):
+    """8 bits a number: a quarter of the memory of float32, about half of bfloat16.
+
+    Every head of every token is scaled by its largest absolute number, so that a number is off by
+    at most 1/254 of that (Dettmers et al. 2022, section 2.1: absmax quantisation, per vector).
+    """
+
+    def __init__(
+        self, keys: Tensor, values: Tensor, length: int = 0, scales: Tensor | None = None
+    ) -> None:
+        """Around int8 keys and values (L, B, H, S, K) and their scales (2, L, B, H, S, 1)."""
+        super().__init__(keys, values, length)
+        assert scales is not None and scales.shape[4] == keys.shape[3], "every head has a scale"
+        self.scales = scales
+
+    @classmethod
+    def allocate(
+        cls, *, layers: int, batch: int, heads: int, capacity: int, size: int, like: Tensor
+    ) -> Self:
+        """Returns numbers of the dtype of `like`; see `KeyValueCache.allocate`."""
+        check_sizes(batch, capacity)
+        shape = (layers, batch, heads, capacity, size)
+        keys, values = (like.new_empty(shape, dtype=torch.int8) for _ in range(2))
+        return cls(keys, values, 0, like.new_empty(2, *shape[:-1], 1))
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what the 8 bits say, also of the new tokens: chunks do not change the result."""
+        self._admit(k.shape[0], k.shape[2], k, v)
+        scales = torch.stack([part.abs().amax(dim=-1, keepdim=True) / LEVELS for part in (k, v)])
+        now = slice(self.length, self.length + k.shape[2])
+        self.scales[:, layer, :, :, now] = scales
+        steps = scales.clamp(min=torch.finfo(scales.dtype).tiny)  # a head of zeros stays zeros
+        held = super().append(layer, (k / steps[0]).round(), (v / steps[1]).round())
+        key_scale, value_scale = self.scales[:, layer, :, :, : now.stop]
+        return held[0] * key_scale, held[1] * value_scale
+
+    def _pick(self, rows: Tensor) -> Self:
+        keys, values = (_rows_of(held, rows, self.length) for held in (self.keys, self.values))
+        both = [_rows_of(part, rows, self.length) for part in self.scales]
+        return type(self)(keys, values, self.length, torch.stack(both))
+
+
+class StateCache(Cache):
+    """The state of a recurrent network: it has read everything and keeps no token."""
+
+    def __init__(self, state: tuple[Tensor, ...], capacity: int, length: int = 0) -> None:
+        """Around the parts of a state, each (L, B, D): one of a GRU, two of an LSTM."""
+        super().__init__(capacity, length)
+        self.state = state
+
+    @property
+    def batch(self) -> int:
+        return self.state[0].shape[1]
+
+    def write(self, state: tuple[Tensor, ...], rows: int, tokens: int) -> None:
+        """The state after `tokens` more tokens of `rows` rows, and counts them as held.
+
+        Raises ValueError if they do not fit.
+        """
+        self._admit(rows, tokens, *state)
+        self.state = state
+        self.advance(tokens)
+
+    def _pick(self, rows: Tensor) -> Self:
+        chosen = rows.to(self.state[0].device)
+        return type(self)(tuple(p[:, chosen] for p in self.state), self.capacity, self.length)
+
+
+def check_sizes(batch: int, capacity: int) -> None:
+    """Raises ValueError unless a cache of these sizes could hold anything."""
+    for name, value in (("batch", batch), ("length", capacity)):
+        if value < 1:
+            raise ValueError(f"a cache's {name} is {value}; it must be at least 1")
+
+
+def _rows_of(held: Tensor, rows: Tensor, length: int) -> Tensor:
+    """(L, R, H, S, K) of (L, B, H, S, K); the empty part of each row is left as it is."""
+    layers, _, heads, capacity, size = held.shape
+    chosen = held.new_empty(layers, len(rows), heads, capacity, size)
+    chosen[:, :, :, :length] = held[:, rows.to(held.device), :, :length]
+    return chosen

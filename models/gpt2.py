@@ -10,51 +10,35 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.attention import attend
-from models.cache import KeyValueCache
-from models.interface import Config, FlopCount, Model, ParameterCount
-from models.layers import INITIAL_STD, check_shape, gelu, require, span
+from models.decoder import Decoder, DecoderConfig
+from models.layers import INITIAL_STD, Frame, at, attention_scale, gelu
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPT2Config(Config):
+class GPT2Config(DecoderConfig):
     """The input embedding is always the output head too (tied), as published."""
 
     name: ClassVar[str] = "gpt2"
 
-    width: int  # D, a multiple of the heads
-    depth: int  # layers
-    heads: int
-
-    def __post_init__(self) -> None:
-        check_shape(self, self.width, self.depth, self.heads)
-
     def build(self) -> GPT2:
         """Raises ValueError while the vocabulary is unknown."""
-        require(self.vocab > 0, "vocab", self.vocab, "known (the tokenizer's size) to build GPT-2")
         return GPT2(self)
 
-    def parameters(self) -> ParameterCount:
-        D = self.width
-        norm, attention, feed_forward = 2 * D, 4 * D * D + 4 * D, 8 * D * D + 5 * D
-        body = self.depth * (2 * norm + attention + feed_forward) + norm
-        head = self.vocab * D
-        return ParameterCount(
-            all=body + head + self.context * D,
-            without_input_embedding=body + head,
-            without_embeddings=body,
-        )
+    @property
+    def position_table(self) -> int:
+        return self.context * self.width
 
-    def flops_per_token(self, context: int | None = None) -> FlopCount:
-        D, T = self.width, self.context if context is None else context
-        require(T > 0, "context", T, "at least 1 token")
-        return FlopCount(
-            body=self.depth * 2 * 12 * D * D,
-            attention=self.depth * 4 * T * D,
-            head=2 * D * self.vocab,
-        )
+    def layer_matrices(self, layer: int) -> int:
+        return 12 * self.width * self.width  # 4 of the attention, 8 of the feed-forward
+
+    def layer_vectors(self, layer: int) -> int:
+        return 13 * self.width  # two norms of 2; biases: 4 of the attention, 5 of the feed-forward
+
+    @property
+    def final_vectors(self) -> int:
+        return 2 * self.width
 
 
 class Attention(nn.Module):
@@ -64,16 +48,17 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.heads = config.heads
+        self.scale = attention_scale(config, config.size)
         self.query_key_value = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
         B, T, D = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.heads, D // self.heads)
         q, k, v = (part.transpose(1, 2) for part in heads.unbind(2))  # each (B, H, T, K)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        mixed = attend(q, k, v, causal=True)
+        if frame.cache is not None:
+            k, v = frame.cache.append(self.layer, k, v)
+        mixed = attend(q, k, v, frame.mask, scale=self.scale)
         y: Tensor = self.output(mixed.transpose(1, 2).reshape(B, T, D))
         return y
 
@@ -101,22 +86,18 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.width)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cache)
+    def forward(self, x: Tensor, frame: Frame) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), frame)
         y: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return y
 
 
-class GPT2(Model):
+class GPT2(Decoder):
     """The model of a `GPT2Config` whose vocabulary is known."""
 
     def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.config: GPT2Config = config
-        self.embedding = nn.Embedding(config.vocab, config.width)
+        super().__init__(config, lambda layer: Block(config, layer), nn.LayerNorm)
         self.positions = nn.Embedding(config.context, config.width)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.norm = nn.LayerNorm(config.width)
         self.initialise()
 
     def initialise(self) -> None:
@@ -136,33 +117,6 @@ class GPT2(Model):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Token ids (B, T) to final hidden states (B, T, D); see `Model.hidden`.
-
-        Raises ValueError where the sequence would be longer than the context or the cache.
-        """
-        where = span(tokens, cache, self.config.context)
-        x = self.embedding(tokens) + self.positions.weight[where]
-        for block in self.blocks:
-            x = block(x, cache)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
-        y: Tensor = self.norm(x)
-        return y
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) to logits (..., V), by the transposed embedding."""
-        return F.linear(hidden, self.embedding.weight)
-
-    def new_cache(self, batch: int, length: int) -> KeyValueCache:
-        """Raises ValueError for no rows, no tokens, or more tokens than the context."""
-        config = self.config
-        require(length <= config.context, "length", length, f"at most the context {config.context}")
-        return KeyValueCache.allocate(
-            layers=config.depth,
-            batch=batch,
-            heads=config.heads,
-            capacity=length,
-            size=config.width // config.heads,
-            like=self.embedding.weight,
-        )
+    def embed(self, tokens: Tensor, where: Frame) -> Tensor:
+        x: Tensor = self.embedding(tokens) + at(self.positions.weight, where.positions)
+        return x

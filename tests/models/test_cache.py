@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import KeyValueCache
+from models.cache import GrowingCache, KeyValueCache, QuantisedCache, SlidingCache
 
 LAYERS, BATCH, HEADS, CAPACITY, SIZE = 2, 3, 2, 7, 4
 
@@ -121,3 +121,51 @@ def test_a_cache_lives_on_the_device_and_in_the_dtype_it_is_asked_for() -> None:
     cache = KeyValueCache.allocate(layers=1, batch=1, heads=1, capacity=1, size=1, like=like)
     assert cache.keys.dtype == torch.bfloat16
     assert cache.values.device.type == "meta"
+
+
+def test_a_growing_cache_takes_memory_as_it_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GrowingCache, "FIRST", 2)
+    cache = GrowingCache.allocate(
+        layers=LAYERS, batch=BATCH, heads=HEADS, capacity=CAPACITY, size=SIZE, like=torch.zeros(())
+    )
+    parts = [new_tokens(count, count) for count in (1, 2, 3)]
+    for number, part in enumerate(parts):
+        assert torch.equal(fill(cache, part), torch.cat(parts[: number + 1], dim=4))
+    assert (cache.keys.shape[3], cache.capacity) == (CAPACITY, CAPACITY)
+    assert cache.keep(torch.tensor([0])).capacity == CAPACITY
+    keys, values = new_tokens(2, 9)
+    with pytest.raises(ValueError, match="room for 7 tokens and holds 6; 2 more"):
+        cache.append(0, keys[0], values[0])
+
+
+def test_a_sliding_cache_holds_what_a_window_reaches() -> None:
+    cache = SlidingCache.allocate(
+        windows=(3, None), batch=1, heads=HEADS, capacity=CAPACITY, size=SIZE, like=torch.zeros(())
+    )
+    parts = [new_tokens(count, count, batch=1) for count in (4, 1, 2)]
+    whole = torch.cat(parts, dim=4)
+    end = 0
+    for part in parts:
+        count = part.shape[4]
+        for layer, reach in enumerate((2, CAPACITY)):  # a window of 3 is a token and two before it
+            seen = torch.stack(cache.append(layer, part[0, layer], part[1, layer]))
+            first = max(0, end - reach)
+            assert torch.equal(seen, whole[:, layer, :, :, first : end + count])
+        cache.advance(count)
+        end += count
+    assert [held.shape[2] for held in cache.keys] == [2, CAPACITY]
+
+
+def test_a_quantised_number_is_off_by_half_a_step_at_most() -> None:
+    cache = QuantisedCache.allocate(
+        layers=LAYERS, batch=BATCH, heads=HEADS, capacity=CAPACITY, size=SIZE, like=torch.zeros(())
+    )
+    first, second = new_tokens(3, 0), new_tokens(2, 1)
+    first[:, :, 0, :, 1] = 0
+    fill(cache, first)
+    cache = cache.keep(torch.tensor([0, 2, 1]))
+    both = torch.cat((first[:, :, [0, 2, 1]], second), dim=4)
+    error = (fill(cache, second) - both).abs()
+    assert (error <= both.abs().amax(dim=-1, keepdim=True) / 254 * 1.001).all()
+    assert error.max() > 0
+    assert cache.keys.dtype == cache.values.dtype == torch.int8

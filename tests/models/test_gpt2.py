@@ -1,39 +1,13 @@
 """Is our GPT-2 the GPT-2 of the transformers library?"""
 
-from collections.abc import Mapping
-
 import pytest
 import torch
-from torch import Tensor
 
+from isoflop.exchange.weights import from_theirs
 from models import GPT2Config
 from models.gpt2 import GPT2
 
 transformers = pytest.importorskip("transformers", reason="parity needs the dev extra")
-
-
-def from_hugging_face(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """Their state dict under our names; their matrices are stored as (input, output)."""
-    ours = {
-        "embedding.weight": weights["transformer.wte.weight"],
-        "positions.weight": weights["transformer.wpe.weight"],
-        "norm.weight": weights["transformer.ln_f.weight"],
-        "norm.bias": weights["transformer.ln_f.bias"],
-    }
-    names = {
-        "attention_norm": "ln_1",
-        "attention.query_key_value": "attn.c_attn",
-        "attention.output": "attn.c_proj",
-        "feed_forward_norm": "ln_2",
-        "feed_forward.input": "mlp.c_fc",
-        "feed_forward.output": "mlp.c_proj",
-    }
-    for layer in range(depth):
-        for our, their in names.items():
-            weight = weights[f"transformer.h.{layer}.{their}.weight"]
-            ours[f"blocks.{layer}.{our}.weight"] = weight.T if weight.ndim == 2 else weight
-            ours[f"blocks.{layer}.{our}.bias"] = weights[f"transformer.h.{layer}.{their}.bias"]
-    return ours
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +29,7 @@ def pair() -> tuple[GPT2, torch.nn.Module]:
         for weight in theirs.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
     ours = GPT2(config)
-    ours.load_state_dict(from_hugging_face(theirs.state_dict(), config.depth))
+    ours.load_state_dict(from_theirs(config, theirs.state_dict()))
     return ours, theirs
 
 
@@ -77,7 +51,7 @@ def test_gradients_equal_transformers(pair: tuple[GPT2, torch.nn.Module]) -> Non
     named = dict(zip((name for name, _ in theirs.named_parameters()), expected, strict=True))
     ours.zero_grad()
     (ours(tokens) * weights).sum().backward()
-    for name, gradient in from_hugging_face(named, ours.config.depth).items():
+    for name, gradient in from_theirs(ours.config, named).items():
         torch.testing.assert_close(ours.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-5)
 
 

@@ -1,52 +1,20 @@
 """Is our LLaMA the LLaMA of the transformers library?"""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from isoflop.exchange.weights import from_theirs
 from models import LlamaConfig
-from models.layers import rotary_table, rotate
+from models.layers import RopeScaling, rotary_table, rotate
 from models.llama import Llama
 
 transformers = pytest.importorskip("transformers", reason="parity needs the dev extra")
 
 
-def from_hugging_face(weights: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """Their state dict under our names; we keep products of the same input in one matrix."""
-    ours = {
-        "embedding.weight": weights["model.embed_tokens.weight"],
-        "norm.weight": weights["model.norm.weight"],
-    }
-    if not config.tied:
-        ours["unembedding.weight"] = weights["lm_head.weight"]
-    names = {
-        "attention_norm": ["input_layernorm"],
-        "attention.query_key_value": [f"self_attn.{part}_proj" for part in "qkv"],
-        "attention.output": ["self_attn.o_proj"],
-        "feed_forward_norm": ["post_attention_layernorm"],
-        "feed_forward.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-        "feed_forward.output": ["mlp.down_proj"],
-    }
-    for layer in range(config.depth):
-        for our, theirs in names.items():
-            parts = [weights[f"model.layers.{layer}.{their}.weight"] for their in theirs]
-            if our == "attention.query_key_value":
-                parts[:2] = [neighbours(part, config.size) for part in parts[:2]]
-            ours[f"blocks.{layer}.{our}.weight"] = torch.cat(parts)
-    return ours
-
-
-def neighbours(weight: Tensor, size: int) -> Tensor:
-    """The rows of each head reordered: they turn row i with row i + K/2, we turn 2i with 2i + 1."""
-    width = weight.shape[1]
-    return weight.view(-1, 2, size // 2, width).transpose(1, 2).reshape(-1, width)
-
-
-def their_model(config: LlamaConfig) -> torch.nn.Module:
+def their_model(config: LlamaConfig, **changes: Any) -> torch.nn.Module:
     """With random weights, norms included. Their epsilon defaults to 1e-6; ours is 1e-5."""
     shape = transformers.LlamaConfig(
         vocab_size=config.vocab,
@@ -57,8 +25,8 @@ def their_model(config: LlamaConfig) -> torch.nn.Module:
         num_attention_heads=config.heads,
         num_key_value_heads=config.key_value_heads,
         rms_norm_eps=1e-5,
-        rope_theta=config.rope_theta,
         tie_word_embeddings=config.tied,
+        **{"rope_theta": config.rope_theta, **changes},
     )
     model: torch.nn.Module = transformers.LlamaForCausalLM(shape).eval()
     with torch.no_grad():
@@ -81,7 +49,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Llama, torch.nn.Module]:
     torch.manual_seed(0)
     config = SHAPES[request.param]
     ours, theirs = Llama(config), their_model(config)
-    ours.load_state_dict(from_hugging_face(theirs.state_dict(), config))
+    ours.load_state_dict(from_theirs(config, theirs.state_dict()))
     return ours, theirs
 
 
@@ -102,7 +70,7 @@ def test_gradients_equal_transformers(pair: tuple[Llama, torch.nn.Module]) -> No
     named = dict(zip(names, expected, strict=True))
     ours.zero_grad()
     (ours(tokens) * weights).sum().backward()
-    for name, gradient in from_hugging_face(named, ours.config).items():
+    for name, gradient in from_theirs(ours.config, named).items():
         torch.testing.assert_close(ours.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-5)
 
 
@@ -110,7 +78,7 @@ def test_another_theta_turns_the_heads_otherwise() -> None:
     torch.manual_seed(0)
     config = replace(BASE, rope_theta=500_000.0)
     ours, theirs = Llama(config), their_model(config)
-    ours.load_state_dict(from_hugging_face(theirs.state_dict(), config))
+    ours.load_state_dict(from_theirs(config, theirs.state_dict()))
     tokens = torch.randint(101, (2, 32))
     with torch.no_grad():
         expected = theirs(tokens).logits
@@ -128,6 +96,62 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     scores = torch.einsum("bthk,bshk->bhts", q, k)
     torch.testing.assert_close(scores[..., 3:, 3:], scores[..., :-3, :-3], rtol=1e-4, atol=1e-5)
     assert (scores[..., 0, :] - scores[..., 0, :1]).abs().max() > 0.1
+
+
+STRETCHED = {
+    "linear": RopeScaling(kind="linear", factor=2.0),
+    "yarn": RopeScaling(kind="yarn", factor=4.0, original=16),
+    "yarn-1.5": RopeScaling(kind="yarn", factor=1.5, original=200),
+}
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_stretched_positions_equal_those_of_transformers(name: str) -> None:
+    scaling = STRETCHED[name]
+    torch.manual_seed(0)
+    config = replace(BASE, rope_scaling=scaling, width=128)
+    values = {"rope_type": scaling.kind, "factor": scaling.factor, "rope_theta": 10_000.0}
+    if scaling.kind == "yarn":
+        values["original_max_position_embeddings"] = scaling.original
+    theirs = their_model(config, rope_scaling=values)
+    ours = Llama(config)
+    ours.load_state_dict(from_theirs(config, theirs.state_dict()))
+    tokens = torch.randint(101, (2, 32))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        torch.testing.assert_close(ours(tokens), expected, rtol=1e-4, atol=1e-4)
+        usual = Llama(replace(config, rope_scaling=RopeScaling()))
+        usual.load_state_dict(ours.state_dict())
+        assert (usual(tokens) - expected).abs().max() > 1e-3
+
+
+def test_ntk_slows_the_slowest_pair_by_the_factor_and_the_fastest_not_at_all() -> None:
+    usual = RopeScaling().frequencies(64, 10_000.0)
+    slowed = RopeScaling(kind="ntk", factor=8.0).frequencies(64, 10_000.0)
+    ratio = usual / slowed
+    assert ratio[0].item() == pytest.approx(1)
+    assert ratio[-1].item() == pytest.approx(8)
+    assert (ratio.diff() > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "ntk", "yarn"])
+def test_a_factor_of_one_changes_nothing(kind: Any) -> None:
+    scaling = RopeScaling(kind=kind, original=16)
+    torch.testing.assert_close(rotary_table(32, 8, 1e4, scaling), rotary_table(32, 8, 1e4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "dynamic"}, "rope_scaling.kind is 'dynamic'"),
+        ({"factor": 0.5}, "rope_scaling.factor is 0.5"),
+        ({"kind": "yarn", "factor": 2.0}, "rope_scaling.original is 0"),
+        ({"fast": 1.0}, "rope_scaling.fast is 1.0"),
+    ],
+)
+def test_impossible_stretches_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RopeScaling(**changes)
 
 
 @pytest.mark.parametrize(("width", "inner"), [(48, 128), (64, 176), (128, 344), (256, 688)])

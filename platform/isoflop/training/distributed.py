@@ -7,10 +7,15 @@ only uses it. A run of one process never touches it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from models.interface import Model
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,26 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
+def bare(model: nn.Module) -> Model:
+    """The model itself, out of what `wrap` put around it."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    assert isinstance(inner, Model)
+    return inner
+
+
+def equal_share(count: Tensor | int, ranks: Ranks) -> Tensor | int:
+    """What each rank must divide its sum by, so that the ranks' mean is the mean of the batch.
+
+    A plain number is the same on every rank. A tensor is what this rank happens to predict: ranks
+    may predict unequally many tokens, and their mean over the batch is then not the mean of means.
+    """
+    if isinstance(count, int) or ranks.world == 1:
+        return count
+    total = count.detach().clone()
+    distributed.all_reduce(total)
+    return total / ranks.world
+
+
 def mean(value: Tensor, ranks: Ranks) -> float:
     """The mean of a scalar over the ranks; each rank holds an equal share of the batch."""
     if ranks.world > 1:
@@ -51,3 +76,13 @@ def agree(flag: bool, ranks: Ranks) -> bool:
     answer = torch.tensor([int(flag)], device=ranks.device)
     distributed.broadcast(answer, src=0)
     return bool(answer.item())
+
+
+def gather(items: list[Item], ranks: Ranks) -> list[Item] | None:
+    """Everybody's items, in order of ranks, on rank 0; None on the others. Between workers of one
+    run only: they travel as pickles."""
+    if ranks.world == 1:
+        return items
+    parts: list[list[Item]] = [[] for _ in range(ranks.world)]
+    distributed.gather_object(items, parts if ranks.leads else None, dst=0)
+    return [item for part in parts for item in part] if ranks.leads else None

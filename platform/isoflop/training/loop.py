@@ -21,11 +21,15 @@ import torch
 from torch import Tensor
 
 from isoflop import objectives
+from isoflop.data.rows import Rows
+from isoflop.objectives import Batch
 from isoflop.run import Run
-from isoflop.training import checkpoint, optimizer
+from isoflop.training import checkpoint, optimizer, parametrisation
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, mean, wrap
 from isoflop.training.evaluate import HeldOut, evaluate, points
+from isoflop.training.feeder import Feeder, ahead
+from isoflop.training.noise_scale import measure
 from isoflop.training.step import seed_step, update
 from models.interface import Model
 
@@ -36,7 +40,7 @@ Report = Callable[[list[Record]], None]
 class Batches(Protocol):
     """Where batches come from: a pure function of the step, split evenly over the ranks."""
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]: ...
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Rows: ...
 
 
 class Capture(Protocol):
@@ -54,6 +58,10 @@ class Inputs:
 
     batches: Batches
     held_out: HeldOut
+    # What every record tells of the tokens seen before a step, by the names it is logged under.
+    seen: Callable[[int], Record] = lambda step: {}
+    # Steps whose batches a thread frames ahead; None: as the device has use for (see `feeder`).
+    ahead: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +99,10 @@ def train(
     """
     hooks = hooks or Hooks()
     torch.manual_seed(run.seed)
-    model = run.model.build().to(ranks.device)
-    optim = optimizer.build(model, run.optimizer)
+    model = run.model.build()
+    parametrisation.initialise(model, run.parametrisation)
+    model = model.to(ranks.device)
+    optim = optimizer.build(model, run.optimizer, run.parametrisation)
     progress = checkpoint.load(folder, run, model, optim, hooks.warn)
     session = _Session(run, inputs, ranks, folder, hooks, model, optim, progress)
     return session.go()
@@ -120,14 +130,26 @@ class _Session:
             hooks,
         )
         self.model, self.optim, self.progress = model, optim, progress
-        self.objective = objectives.build(run.objective)
+        self.objective = objectives.build(run.objective, run.model)
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)
         self.saved_at = time.monotonic()
+        self.rate = run.optimizer.lr
 
     def go(self) -> Outcome:
+        device, wanted = self.ranks.device, self.inputs.ahead
+        with Feeder(
+            self._frame,
+            start=self.progress.step,
+            stop=self.run.steps,
+            device=device,
+            ahead=ahead(device) if wanted is None else wanted,
+        ) as feeder:
+            return self._steps(feeder)
+
+    def _steps(self, feeder: Feeder) -> Outcome:
         run, progress = self.run, self.progress
         forward = wrap(self.model, self.ranks)
         self.model.train()
@@ -136,7 +158,7 @@ class _Session:
             self._look({})
         started = time.perf_counter()
         while progress.step < run.steps:
-            norm = self._advance(forward)
+            norm = self._advance(forward, feeder)
             due = progress.step % every == 0 or progress.step == run.steps
             if not due and progress.step not in self.evaluations | self.captures:
                 continue
@@ -153,18 +175,23 @@ class _Session:
             started = time.perf_counter()
         return self._end("finished")
 
-    def _advance(self, forward: torch.nn.Module) -> Tensor:
+    def _advance(self, forward: torch.nn.Module, feeder: Feeder) -> Tensor:
         step = self.progress.step
-        rate = optimizer.learning_rate(
+        self.rate = optimizer.learning_rate(
             self.run.schedule, step, self.run.steps, self.run.optimizer.lr
         )
-        optimizer.set_learning_rate(self.optim, rate)
+        optimizer.set_learning_rate(self.optim, self.rate)
         seed_step(self.run, step, self.ranks)
-        batch = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
-        loss, norm = update(forward, self.optim, self.objective, batch, self.run, self.ranks.device)
+        batch = feeder.batch(step)
+        loss, norm = update(forward, self.optim, self.objective, batch, self.run, self.ranks)
         self.losses.append(loss)
         self.progress.step = step + 1
         return norm
+
+    def _frame(self, step: int) -> Batch:
+        """Called on the feeder's thread: it may draw no random numbers, and keep nothing."""
+        rows = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
+        return self.objective.batch(rows)
 
     def _record(self, norm: Tensor) -> Record:
         step = self.progress.step
@@ -173,8 +200,9 @@ class _Session:
         return {
             "train/loss": loss,
             "gradient_norm": float(norm),
-            "learning_rate": self.optim.param_groups[0]["lr"],
+            "learning_rate": self.rate,
             "tokens_per_second": step * self.run.batch_tokens / max(1e-9, self.progress.seconds),
+            **{name: float(value) for name, value in self.model.measures().items()},
         }
 
     def _place(self) -> Record:
@@ -185,6 +213,7 @@ class _Session:
             "tokens": tokens,
             "flops": float(tokens) * self.run.model.flops_per_token().training,
             "seconds": self.progress.seconds,
+            **self.inputs.seen(self.progress.step),
         }
 
     def _look(self, record: Record) -> None:
@@ -193,6 +222,8 @@ class _Session:
         record = {**self._place(), **record}
         if step in self.evaluations:
             record |= self._evaluate()
+            if self.run.evaluation.noise_scale:
+                record |= self._noise_scale()
         if step in self.captures and self.hooks.capture is not None:
             record |= self._capture(self.hooks.capture)
         self.progress.history.append(record)
@@ -204,12 +235,24 @@ class _Session:
             self.model, self.inputs.held_out, self.objective, self.ranks, self.run.rows
         )
         self.progress.evaluation_seconds += time.perf_counter() - started
-        return {"val/loss": score.loss, "val/bits_per_byte": score.bits_per_byte}
+        record = {"val/loss": score.loss, "val/bits_per_byte": score.bits_per_byte}
+        for name, part in score.parts.items():
+            record[f"val/loss/{name}"] = part.loss
+            record[f"val/bits_per_byte/{name}"] = part.bits_per_byte
+        return record
+
+    def _noise_scale(self) -> Record:
+        """Of the next step's rows; its time is the evaluations'."""
+        started, step = time.perf_counter(), self.progress.step
+        rows = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
+        found = measure(self.model, self.objective, rows, self.run, self.ranks)
+        self.progress.evaluation_seconds += time.perf_counter() - started
+        if found is None:
+            return {}
+        return {"gradient/signal": found.signal, "gradient/noise": found.noise}
 
     def _capture(self, capture: Capture) -> Record:
-        """Rank 0 captures; the others wait for it in the next collective."""
-        if not self.ranks.leads:
-            return {}
+        """All ranks capture, each its share of the prompts; rank 0 has the record."""
         started = time.perf_counter()
         record = capture(self.model, step=self.progress.step, progress=self.progress)
         self.progress.capture_seconds += time.perf_counter() - started

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from isoflop.objectives import Objective
+from isoflop.objectives import Batch, Objective
+from isoflop.objectives.regularise import losses
 from isoflop.run import Run
-from isoflop.training.distributed import Ranks
+from isoflop.training.distributed import Ranks, bare, equal_share
 
 
 def seed_step(run: Run, step: int, ranks: Ranks) -> None:
@@ -37,19 +38,26 @@ def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    batch: tuple[Tensor, Tensor],
+    batch: Batch,
     run: Run,
-    device: str,
+    ranks: Ranks,
 ) -> tuple[Tensor, Tensor]:
-    """One step on this rank's share (B, T) of the batch.
+    """One step on this rank's share of the batch.
 
     Returns the mean loss in nats and the gradient's global norm before clipping, both scalars that
-    stay on the device: reading them would make the device wait.
+    stay on the device: reading them would make the device wait. What a model adds to the loss of
+    its own accord (`Model.auxiliary`), and what the run adds (`targets.Regularisers`), is trained
+    on but not returned.
     """
-    inputs, targets = (part.to(device, non_blocking=True) for part in batch)
-    with autocast(run.precision, device):
-        loss = objective.loss(model, inputs, targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+    batch = batch.to(ranks.device)
+    count = equal_share(batch.count, ranks)
+    with autocast(run.precision, ranks.device):
+        nats, added = losses(run.objective, objective, model, batch)
+        loss = nats / count
+        total = sum(
+            bare(model).auxiliary().values(), loss if added is None else loss + added / count
+        )
+    total.backward()  # type: ignore[no-untyped-call]
     limit = run.optimizer.clip or float("inf")
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     optimizer.step()

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from isoflop.data.rows import sample
 from isoflop.objectives.autoregressive import NextToken
 from isoflop.run import Run
 from isoflop.training import checkpoint, optimizer
 from isoflop.training.checkpoint import KEPT, Progress, load, save, write_json
+from isoflop.training.distributed import Ranks
 from isoflop.training.step import update
 from models.interface import Model
 
@@ -40,9 +42,8 @@ class Trained:
     def step(self, count: int = 1) -> Trained:
         for _ in range(count):
             step = self.progress.step
-            ids = torch.randint(257, (2, 33), generator=torch.Generator().manual_seed(step))
-            batch = (ids[:, :-1], ids[:, 1:])
-            loss, _ = update(self.model, self.optim, NextToken(), batch, self.run, "cpu")
+            batch = NextToken().batch(sample(2, 32, 257, seed=step))
+            loss, _ = update(self.model, self.optim, NextToken(), batch, self.run, Ranks())
             self.progress.step += 1
             self.progress.seconds += 0.1
             self.progress.history.append({"step": step + 1, "train/loss": float(loss)})

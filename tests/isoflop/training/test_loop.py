@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isoflop.data.rows import Rows
 from isoflop.orchestration.job import Job, execute
 from isoflop.rollouts.capture import read
 from isoflop.run import AdamW, Checkpoints, Evaluation, Rollouts, Run, Schedule
@@ -53,7 +54,9 @@ class Dropout(Model):
         self.config: DropoutConfig = config
         self.embedding = nn.Embedding(config.vocab, config.width)
 
-    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, cache: KeyValueCache | None = None, **places: Tensor | None
+    ) -> Tensor:
         if cache is not None:
             cache.advance(tokens.shape[1])
         return F.dropout(self.embedding(tokens), 0.3, self.training)
@@ -67,8 +70,9 @@ class Dropout(Model):
         )
 
 
-ALL: list[str | Config] = ["gpt2", "llama", DropoutConfig(context=32)]
-models = pytest.mark.parametrize("model", ALL, ids=["gpt2", "llama", "dropout"])
+NAMED = ["gpt2", "llama", "diffusion", "t5"]
+ALL: list[str | Config] = [*NAMED, DropoutConfig(context=32)]
+models = pytest.mark.parametrize("model", ALL, ids=[*NAMED, "dropout"])
 
 
 def same(history: list[Record]) -> list[Record]:
@@ -135,7 +139,7 @@ def test_dropout_draws_anew_each_step_and_for_each_seed(
     inputs = make_inputs(run)
 
     class Same:
-        def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        def batch(self, step: int, rank: int = 0, world: int = 1) -> Rows:
             return inputs.batches.batch(0)
 
     still = replace(run, optimizer=AdamW(lr=1e-30, weight_decay=0.0))
@@ -210,11 +214,11 @@ class Broken:
     def __init__(self, inner: Any, step: int) -> None:
         self.inner, self.step = inner, step
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Rows:
         if step == self.step:
             raise Died
-        batch: tuple[Tensor, Tensor] = self.inner.batch(step, rank, world)
-        return batch
+        rows: Rows = self.inner.batch(step, rank, world)
+        return rows
 
 
 @models
@@ -230,7 +234,7 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(
     steps: list[int] = []
 
     class Counted(Broken):
-        def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        def batch(self, step: int, rank: int = 0, world: int = 1) -> Rows:
             steps.append(step)
             return super().batch(step, rank, world)
 
@@ -263,7 +267,7 @@ def test_checkpoints_are_written_by_the_clock(
         seen = []
 
         class Watching(Broken):
-            def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+            def batch(self, step: int, rank: int = 0, world: int = 1) -> Rows:
                 seen.append(sorted(path.name for path in folder.glob("step-*")))
                 return super().batch(step, rank, world)
 
@@ -280,7 +284,9 @@ def test_checkpoints_are_written_by_the_clock(
 # --- looking changes nothing ---------------------------------------------------------------------
 
 
-@models
+@pytest.mark.parametrize(
+    "model", [*ALL, "dit", "t5_serial"], ids=[*NAMED, "dropout", "dit", "t5_serial"]
+)
 def test_capture_changes_no_bit(model: str | Config, make_run: MakeRun, make_job: MakeJob) -> None:
     asked = Rollouts(prompts=("", "def ", "x = "), seeds=2, new_tokens=12, captures=6, budget=1e6)
     reported: dict[str, list[Record]] = {"with": [], "without": []}
@@ -388,7 +394,8 @@ def test_the_first_loss_is_that_of_the_initial_weights(
     history = train(run, inputs, Ranks(), tmp_path).progress.history
     torch.manual_seed(run.seed)
     model = run.model.build()
-    ids, targets = inputs.batches.batch(0)
+    ids = torch.from_numpy(inputs.batches.batch(0).ids)
+    ids, targets = ids[:, :-1], ids[:, 1:]
     expected = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()).item()
     assert history[1]["train/loss"] == pytest.approx(expected, rel=1e-6)
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from isoflop.data.loader import Batches, windows
+from isoflop.data.rows import sample
 from isoflop.data.shards import write
+from isoflop.objectives import Batch
 from isoflop.objectives.autoregressive import NextToken
 from isoflop.run import AdamW, Evaluation, Run
 from isoflop.training import optimizer
 from isoflop.training.distributed import Ranks
-from isoflop.training.evaluate import held_out
+from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Inputs, Outcome, train
 from isoflop.training.step import autocast, seed_step, update
 
@@ -42,9 +44,8 @@ def test_random_numbers_belong_to_seed_step_and_rank(make_run: MakeRun) -> None:
     assert drawn == [draw(run, *place) for run in runs for place in places]
 
 
-def batch(run: Run) -> tuple[Tensor, Tensor]:
-    ids = torch.randint(257, (4, 33), generator=torch.Generator().manual_seed(0))
-    return ids[:, :-1], ids[:, 1:]
+def batch() -> Batch:
+    return NextToken().batch(sample(4, 32, 257))
 
 
 def test_the_gradient_is_clipped_and_its_norm_is_that_before(make_run: MakeRun) -> None:
@@ -57,7 +58,7 @@ def test_the_gradient_is_clipped_and_its_norm_is_that_before(make_run: MakeRun) 
         model = run.model.build()
         before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
         descent = torch.optim.SGD(model.parameters(), lr=1.0)
-        _, norm = update(model, descent, NextToken(), batch(run), run, "cpu")
+        _, norm = update(model, descent, NextToken(), batch(), run, Ranks())
         after = nn.utils.parameters_to_vector(model.parameters()).detach()
         moved[clip], norms[clip] = float((after - before).norm()), float(norm)
         assert all(p.grad is None for p in model.parameters()), "nothing is left for the next step"
@@ -70,12 +71,12 @@ def test_a_step_returns_the_loss_before_it(make_run: MakeRun) -> None:
     run = make_run("llama")
     torch.manual_seed(0)
     model = run.model.build()
-    inputs, targets = batch(run)
-    expected = NextToken().loss(model, inputs, targets).item()
+    given = batch()
+    expected = NextToken().loss(model, given).item() / 128
     optim = optimizer.build(model, run.optimizer)
-    loss, _ = update(model, optim, NextToken(), (inputs, targets), run, "cpu")
+    loss, _ = update(model, optim, NextToken(), given, run, Ranks())
     assert float(loss) == expected and not loss.requires_grad
-    assert NextToken().loss(model, inputs, targets).item() < expected
+    assert NextToken().loss(model, given).item() / 128 < expected
 
 
 def test_automatic_precision_is_exact_on_a_processor() -> None:
@@ -98,8 +99,7 @@ def test_a_repetitive_text_is_learnt(model: str, unresolved: MakeRun, tmp_path: 
         vocab=16, fingerprint="circle"
     )
     batches = Batches(file, context=32, rows=run.rows, seed=0)
-    ids, targets = windows(file, 32, 8)
-    text = held_out(ids, targets, torch.ones(16, dtype=torch.int64))
+    text = HeldOut(windows(file, 32, 8), torch.ones(16, dtype=torch.int64))
     outcome = train(run, Inputs(batches=batches, held_out=text), Ranks(), tmp_path / "run")
     assert losses(outcome)[0] == pytest.approx(math.log(16), rel=0.05)
     assert losses(outcome)[-1] < 0.3
