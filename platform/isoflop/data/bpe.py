@@ -1,19 +1,18 @@
 """Which byte-pair vocabulary does a text ask for?
 
-Hugging Face's `tokenizers` trains it and tiktoken, several times faster at encoding, runs it. Both
-cut text by the same pattern and merge the lowest rank first, so both give the same ids.
+`rustbpe` trains it, and tiktoken runs it. Both cut text by the same pattern and merge the lowest
+rank first.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 
-from isoflop.data.tokenizers import TiktokenTokenizer, cut_blanks, from_tokens
+from isoflop.data.encodings import TiktokenTokenizer, cut_blanks, from_tokens
 
 # Where merges may not cross: contractions, words with the one character before them, digits in twos
 # (Python's source is full of short numbers), punctuation with its line ends, and blanks. Written so
-# that the expression engines of both libraries read it alike: no `$`, which they do not.
+# that the expression engines of all libraries read it alike: no `$`, which they do not.
 PATTERN = "|".join(
     (
         r"'(?i:[sdmt]|ll|ve|re)",
@@ -26,12 +25,16 @@ PATTERN = "|".join(
     )
 )
 
+# The trainer holds this many texts at once, of at most so many characters each.
+_HELD, _LONGEST = 256, 2**16
+
 
 def train(texts: Iterable[str], vocab_size: int) -> TiktokenTokenizer:
     """A byte-level BPE (Sennrich et al. 2016; bytes as in Radford et al. 2019) of `vocab_size` ids.
 
     The end of text is one of them and has the last id. A text with too few pairs gives a smaller
-    vocabulary: what counts is the tokenizer's own `vocab_size`. Equal texts, equal vocabularies.
+    vocabulary: what counts is the tokenizer's own `vocab_size`. Equal texts, equal vocabularies,
+    on any number of threads.
     """
     if vocab_size < 257:
         raise ValueError(
@@ -42,29 +45,14 @@ def train(texts: Iterable[str], vocab_size: int) -> TiktokenTokenizer:
 
 def merge(texts: Iterable[str], count: int) -> list[bytes]:
     """At most `count` tokens in the order of their ids: the 256 bytes, then merges as they came."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    import rustbpe
 
-    tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(PATTERN), "isolated")
-    as_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, as_letters])
-    trainer = trainers.BpeTrainer(
-        vocab_size=count,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(_parts(texts), trainer)
-    vocabulary: dict[str, int] = json.loads(tokenizer.to_str())["model"]["vocab"]
-    table = letters()
-    tokens = [bytes(table[letter] for letter in token) for token in sorted_by_id(vocabulary)]
-    assert len(set(tokens)) == len(tokens) and {bytes([b]) for b in range(256)} <= set(tokens)
-    return tokens
-
-
-def sorted_by_id(vocabulary: dict[str, int]) -> list[str]:
-    """The tokens of a vocabulary whose ids leave no gap: tiktoken ranks merges by their ids."""
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    assert [vocabulary[token] for token in tokens] == list(range(len(tokens)))
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(_pieces(texts), count, buffer_size=_HELD, pattern=PATTERN)
+    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    # Two merges may spell the same bytes: the first is the token.
+    tokens = list(dict.fromkeys(bytes(token) for token, _ in ranks))
+    assert tokens[:256] == [bytes([b]) for b in range(256)]
     return tokens
 
 
@@ -79,6 +67,14 @@ def letters() -> dict[str, int]:
     return {chr(b): b for b in visible} | {chr(0x100 + k): b for k, b in enumerate(others)}
 
 
-def _parts(texts: Iterable[str]) -> Iterator[str]:
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, long ones in pieces that end with a line where they can: memory stays bounded."""
     for text in texts:
-        yield from cut_blanks(text)
+        for part in cut_blanks(text):
+            start = 0
+            while len(part) - start > _LONGEST:
+                line = part.rfind("\n", start, start + _LONGEST) + 1
+                end = line or start + _LONGEST
+                yield part[start:end]
+                start = end
+            yield part[start:]

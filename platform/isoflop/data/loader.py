@@ -1,48 +1,74 @@
 """Which tokens does a training step see? A pure function of the seed and the step.
 
-Epoch e cuts the tokens into windows of one context, from its own random offset on, and visits them
-in its own random order. Row g of step s is entry s * rows + g of that endless sequence. Nothing
-else enters: not the number of workers, not restarts, not what was asked before.
+    entry -> source (turns) -> row of an epoch (order) -> ids and documents (frames)
+
+Row g of step s is entry s * rows + g of an endless sequence. Where there are several sources they
+give the entries in turns; each source goes through its own epochs, in a random order of its own,
+and `stream` rows from a random offset on. Nothing else enters: not the number of workers, not
+restarts, not what was asked before.
 
 Letters: B rows of a batch, T context.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from isoflop.data.frames import Cut, Documents, Frame, Places, frame
+from isoflop.data.order import Order, mix
+from isoflop.data.rows import Rows, row_phases, row_seeds
 from isoflop.data.shards import TokenFile
+from isoflop.data.turns import Turns
 
-Positions = npt.NDArray[np.int64]
+Seen = npt.NDArray[np.bool_]
+
+_AT_ONCE = 2**18  # rows looked up at once
 
 
 class Batches:
     """The batches of one run. Holds no position: every step can be asked for, in any order."""
 
-    def __init__(self, file: TokenFile, *, context: int, rows: int, seed: int) -> None:
-        """`rows` counts the sequences of a step over all workers.
+    def __init__(
+        self,
+        files: TokenFile | Mapping[str, TokenFile],
+        *,
+        context: int,
+        rows: int,
+        seed: int,
+        framing: str = "stream",
+        stride: int = 0,
+        weights: Sequence[float] = (),
+    ) -> None:
+        """`rows` counts the sequences of a step over all workers; `framing` is one of
+        `frames.FRAMES`; several files are mixed by `weights` (default: equally).
 
-        Raises ValueError for a context that is longer than the file.
+        Raises ValueError for a context that is longer than a file, and for settings out of range.
         """
-        _check_context(file, context)
+        files = {"": files} if isinstance(files, TokenFile) else files
+        self.frames = {name: frame(file, framing, context, stride) for name, file in files.items()}
         if rows < 1:
             raise ValueError(f"rows is {rows}; a batch must have at least 1")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}; it must be from 0 to 2**64 - 1")
-        self.file = file
+        self.turns = Turns(weights or [1.0] * len(files))
+        assert len(self.turns.counts) == len(files)
         self.context = context
         self.rows = rows
         self.seed = seed
-        # One fewer than would fit, so that all epochs are equally long and have room for an offset;
-        # the up to two contexts of tokens that an epoch leaves out at the ends, others visit.
-        self.windows_per_epoch = max(1, (len(file) - context) // context)
-        self._epochs: dict[int, Positions] = {}
+        self._orders = [
+            Order(count=cuts.count, room=cuts.room, seed=_own_seed(seed, index))
+            for index, cuts in enumerate(self.frames.values())
+        ]
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one worker at one step, int64 (B / world, T), on the CPU.
+    @property
+    def windows_per_epoch(self) -> int:
+        """Rows of one pass over all sources."""
+        return sum(cuts.count for cuts in self.frames.values())
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """The rows of one worker at one step: ids (B / world, T + 1).
 
         Ranks take consecutive blocks: one after the other they are the batch of a single worker.
         """
@@ -54,66 +80,91 @@ class Batches:
             raise ValueError(f"step is {step}; it must be at least 0")
         share = self.rows // world
         first = step * self.rows + rank * share
-        return _gather(self.file, self._starts(first, share), self.context)
+        ids, documents = self._cut(np.arange(first, first + share, dtype=np.int64))
+        seeds = row_seeds(self.seed, step, rank * share, share)
+        phases = row_phases(self.seed, step, rank * share, share, self.rows)
+        return Rows(ids=ids, seeds=seeds, documents=documents, phases=phases)
 
     def epochs(self, step: int) -> float:
-        """How many times the tokens have been seen before this step."""
-        return step * self.rows / self.windows_per_epoch
+        """How many times the tokens have been predicted before this step, on average."""
+        return self.seen(step)["data/epochs"]
 
-    def _starts(self, first: int, count: int) -> Positions:
-        entries = np.arange(first, first + count, dtype=np.int64)
-        epochs, windows = np.divmod(entries, self.windows_per_epoch)
-        starts = np.empty(count, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            starts[inside] = self._epoch(int(epoch))[windows[inside]]
-        return starts
-
-    def _epoch(self, epoch: int) -> Positions:
-        """Where the windows of an epoch start, in the order they are visited; the last one is kept.
-
-        Order comes from sorting the generator's raw output, whose stream numpy keeps stable between
-        releases; that of `permutation` and `integers` it does not promise.
+    def seen(self, step: int) -> dict[str, float]:
+        """How often tokens have been predicted before this step, on average: over all sources
+        (`data/epochs`) and, of a mixture, in each (`data/epochs/NAME`).
         """
-        if epoch not in self._epochs:
-            count = self.windows_per_epoch
-            draws = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).random_raw(
-                count + 1
+        taken = self.turns.taken(step * self.rows)
+        predicted = [
+            rows / cuts.count * each
+            for rows, cuts, (each, _) in zip(
+                taken, self.frames.values(), self._targets, strict=True
             )
-            room = len(self.file) - count * self.context  # the last token is only a target
-            offset = int(draws[0] % np.uint64(room))
-            order = np.argsort(draws[1:], kind="stable").astype(np.int64)
-            self._epochs = {epoch: order * self.context + offset}
-        return self._epochs[epoch]
+        ]
+        distinct = [different for _, different in self._targets]
+        each = {
+            f"data/epochs/{name}": done / different
+            for name, done, different in zip(self.frames, predicted, distinct, strict=True)
+            if name
+        }
+        return {"data/epochs": sum(predicted) / sum(distinct), **each}
+
+    def documents_seen(self, step: int) -> dict[str, Seen]:
+        """Which documents (N,) of each source any of the rows before this step has shown."""
+        taken = self.turns.taken(step * self.rows)
+        seen: dict[str, Seen] = {}
+        for (name, cuts), order, rows in zip(self.frames.items(), self._orders, taken, strict=True):
+            seen[name] = np.zeros(cuts.file.documents, dtype=np.bool_)
+            for start in range(0, rows, _AT_ONCE):
+                entries = np.arange(start, min(start + _AT_ONCE, rows), dtype=np.int64)
+                seen[name][cuts.read(*order.visits(entries))] = True
+        return seen
+
+    @property
+    def unique_tokens(self) -> int:
+        """How many different tokens one pass over all sources predicts."""
+        return sum(distinct for _, distinct in self._targets)
+
+    @cached_property
+    def _targets(self) -> list[tuple[int, int]]:
+        return [cuts.targets() for cuts in self.frames.values()]
+
+    def _cut(self, entries: Places) -> Cut:
+        if len(self._orders) == 1:
+            return self._of(0, entries)
+        sources, own = self.turns.of(entries)
+        ids = np.empty((len(entries), self.context + 1), dtype=np.int64)
+        documents: Documents | None = None
+        for source in np.unique(sources):
+            inside = sources == source
+            ids[inside], part = self._of(int(source), own[inside])
+            if part is not None:
+                documents = np.empty(ids.shape, dtype=np.int32) if documents is None else documents
+                documents[inside] = part
+        return ids, documents
+
+    def _of(self, source: int, entries: Places) -> Cut:
+        rows, offsets = self._orders[source].visits(entries)
+        cuts: Frame = list(self.frames.values())[source]
+        return cuts.cut(rows, offsets)
 
 
-def windows(file: TokenFile, context: int, count: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (at most `count`, T) for evaluation: evenly spaced, without overlap.
+def windows(
+    file: TokenFile, context: int, count: int, framing: str = "stream", stride: int = 0
+) -> Rows:
+    """Rows (at most `count`, T + 1) for evaluation: evenly spaced; a stream's do not overlap.
 
     The same for every run. A file with room for fewer windows gives fewer; one that is shorter than
     a context raises ValueError.
     """
-    _check_context(file, context)
     if count < 1:
         raise ValueError(f"count is {count}; an evaluation needs at least 1 window")
-    inputs = len(file) - 1  # the last token is only a target
-    count = min(count, inputs // context)
-    starts = np.arange(count, dtype=np.int64) * inputs // count
-    return _gather(file, starts, context)
+    ids, documents = frame(file, framing, context, stride).spread(count)
+    seeds, phases = row_seeds(0, 0, 0, len(ids)), row_phases(0, 0, 0, len(ids), len(ids))
+    return Rows(ids=ids, seeds=seeds, documents=documents, phases=phases)
 
 
-def _gather(file: TokenFile, starts: Positions, context: int) -> tuple[Tensor, Tensor]:
-    """One copy out of the mapped file; targets are the inputs, one token on."""
-    block = file.ids[starts[:, None] + np.arange(context + 1)]  # (B, T + 1)
-    inputs, targets = block[:, :-1].astype(np.int64), block[:, 1:].astype(np.int64)
-    return torch.from_numpy(inputs), torch.from_numpy(targets)
-
-
-def _check_context(file: TokenFile, context: int) -> None:
-    if context < 1:
-        raise ValueError(f"context is {context}; it must be at least 1")
-    if context + 1 > len(file):
-        raise ValueError(
-            f"a context of {context} tokens is longer than the {file.name} shard, which has "
-            f"{len(file)} tokens; context + 1 must fit"
-        )
+def _own_seed(seed: int, index: int) -> int:
+    """Each source has an order of its own; the first has the run's, alone or in a mixture."""
+    if index == 0 or not 0 <= seed < 2**64:  # the order says what is wrong with it
+        return seed
+    return int(mix(np.array([seed ^ index], dtype=np.uint64))[0])

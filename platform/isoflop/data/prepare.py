@@ -1,14 +1,18 @@
 """How does a run's text become token files, once for all runs?
 
-    documents -> split by content -> tokenizer (trained on the training side only) -> token files
+    parts -> scan -> duplicates, split by content -> tokenizer (of the training side) -> encode
 
 Everything is cached by content: a text that moved or was touched is prepared already, and one that
-changed is another text. The source is read three times (to split, to train, to encode) and never
-held, so memory stays flat. Below the cache folder:
+changed is another text. The source is read three times (to scan, to train, to encode) and never
+held: what is kept in memory is some 60 bytes a document. Reading goes unit by unit, on as many
+processes as are given, and what a unit became is on disk, so that a process that was killed at any
+moment is continued by the next. Below the cache folder:
 
-    FINGERPRINT/     train.*, validation.* (see `isoflop.data.shards`), encoding.json, prepared.json
-    tokenizers/KEY/  encoding.json, by the training text and the vocabulary size
-    seen/KEY.json    the fingerprint that files of just these sizes and times had
+    FINGERPRINT/       train.*, validation.* (see `shards`), encoding.json, prepared.json
+    tokenizers/KEY/    encoding.json, by the training text and the vocabulary size
+    seen/KEY.json      the fingerprint that files of just these sizes and times had
+    scans/KEY/         what a scan noted (see `scan`), until the text is prepared
+    work/FINGERPRINT/  finished units (see `encode`), until all are
 """
 
 from __future__ import annotations
@@ -17,297 +21,306 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from filelock import FileLock
+from isoflop.data import encode, remote, shards, sources, tokenizers
+from isoflop.data.corpus import Corpus
+from isoflop.data.documents import Damage, Source
+from isoflop.data.folders import only_one, room, whole
+from isoflop.data.meter import Lines, Meter, Say, megabytes
+from isoflop.data.options import Asked, Means, Options, choices
+from isoflop.data.overlap import Overlap, overlap
+from isoflop.data.prepared import Prepared, is_prepared
+from isoflop.data.scan import Scan, Scanned, scan, units
+from isoflop.data.shards import Origin
+from isoflop.data.tokenizers import Tokenizer, Trainer
 
-from isoflop.data import bpe, shards, sources, tokenizers
-from isoflop.data.shards import TokenFile
-from isoflop.data.tokenizers import Tokenizer
+__all__ = ["Prepared", "prepare", "prepare_to"]
 
-if TYPE_CHECKING:
-    from isoflop.run import Text  # its module imports torch, which text does not need
-
-FORMAT = 1
-MANIFEST = "prepared.json"
-Side = Literal["train", "validation"]
-Progress = Callable[[str], None]
+DEFAULTS = Options()
+FORMAT = 2  # of what lies in the cache, but for FINGERPRINT/
 
 # Times on disk tick, so a file changed within the last ones may look as it did before.
 _SETTLED_NS = 2 * 10**9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A text as token files. Paths and numbers only: cheap to send to a worker."""
-
-    folder: Path
-    fingerprint: str  # hash of the content, the split and the tokenizer; not of where the text lies
-    tokenizer_name: str
-    vocab: int
-    train_tokens: int  # the end of text after each document included
-    validation_tokens: int
-    train_bytes: int  # of UTF-8 text
-    validation_bytes: int
-    train_documents: int
-    validation_documents: int
-
-    @staticmethod
-    def load(folder: Path) -> Prepared:
-        """What `prepare` left in a folder. Raises ValueError naming what is missing or damaged."""
-        manifest = folder / MANIFEST
-        try:
-            values = json.loads(manifest.read_bytes())
-            if values.pop("format") != FORMAT:
-                raise ValueError("it has another format")
-            prepared = Prepared(folder=folder, **values)
-        except FileNotFoundError:
-            raise ValueError(f"{manifest} is missing: no text was prepared here") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{manifest} is not what isoflop wrote ({error!r})") from error
-        prepared.train()
-        prepared.validation()
-        return prepared
-
-    def tokenizer(self) -> Tokenizer:
-        return tokenizers.load(self.folder)
-
-    def train(self) -> TokenFile:
-        return TokenFile.open(self.folder, "train")
-
-    def validation(self) -> TokenFile:
-        return TokenFile.open(self.folder, "validation")
-
-
-def prepare(text: Text, cache: Path, progress: Progress | None = None) -> Prepared:
+def prepare(
+    text: Asked,
+    cache: Path,
+    progress: Say | None = None,
+    *,
+    options: Options = DEFAULTS,
+    means: Means | None = None,
+) -> Prepared:
     """The text as token files, from the cache where it holds them; `progress` is told each step.
 
+    A source that is a folder which `prepare_to` filled is taken as it is, and one at a URL copied.
+
     Raises ValueError for a tokenizer or source that is not there, a text too small to split, and a
-    text that changes meanwhile.
+    text that changes meanwhile; OSError for a disk that is full, when finished units are kept.
     """
-    say = progress or (lambda message: None)
-    size = tokenizers.trained_size(text.tokenizer)
-    ready = None if size else tokenizers.named(text.tokenizer)
-    seen = cache / "seen" / f"{_listing(text)}.json"
+    means = means or Means(meter=Lines(progress or (lambda line: None)))
+    if is_prepared(Path(text.source).expanduser()):
+        return _as_it_is(text, Path(text.source).expanduser())
+    if remote.is_url(text.source):
+        say, limit = means.meter.say, means.remote_limit
+        return _as_it_is(text, remote.fetched(text.source, cache, limit=limit, say=say))
+    trainer = tokenizers.trainer(text.tokenizer)
+    how = trainer or tokenizers.named(text.tokenizer)
+    source = sources.open(text.source, column=options.column, undecodable=options.undecodable)
+    if source.ready and (trainer or options.near_duplicates is not None):
+        raise ValueError(
+            f"data.source {text.source!r} holds token ids, not text: name the tokenizer that made "
+            f"them in place of {text.tokenizer!r}, and look for no near-duplicates"
+        )
+    listing = _listing(text, options, source)
+    seen = cache / "seen" / f"{listing}.json"
     known = _remembered(seen, cache)
     if known is not None:
         return known
+    with room(cache), only_one(cache / "scans" / listing):
+        return _remembered(seen, cache) or _prepared(
+            _Wanted(text=text, options=options, source=source, cache=cache, listing=listing),
+            how,
+            means,
+        )
+
+
+def prepare_to(
+    out: Path, text: Asked, *, options: Options = DEFAULTS, means: Means | None = None
+) -> Prepared:
+    """The text as token files in the folder `out`, which must not hold another one yet.
+
+    What is on the way is in .OUT.work beside it, and goes when `out` is whole.
+    """
+    out = out.absolute()
+    work = out.with_name(f".{out.name}.work")
+    means = means or Means()
+    with only_one(out):
+        if is_prepared(out):
+            return _the_same(out, text, options)
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty, and holds no prepared text: choose another one")
+        made = prepare(text, work, options=options, means=means)
+        if made.folder.parent != work:
+            raise ValueError(f"{made.folder} is a prepared text already; there is nothing to do")
+        if out.exists():
+            out.rmdir()
+        os.rename(made.folder, out)
+        shutil.rmtree(work)
+    return Prepared.load(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What is to be prepared, and where."""
+
+    text: Asked
+    options: Options
+    source: Source
+    cache: Path
+    listing: str
+
+    @property
+    def scans(self) -> Path:
+        return self.cache / "scans" / self.listing
+
+
+def _prepared(wanted: _Wanted, how: Tokenizer | Trainer, means: Means) -> Prepared:
+    """Scan, split, train a vocabulary where there is none yet, encode."""
     started = time.time_ns()
-    sizes = _sizes(text.source, say)
-    split = _split(sizes, text.validation)
-    source = _Source(text.source, sizes, split)
-    tokenizer = ready or _trained(source, size or 0, cache, say)
-    prepared = _built(source, tokenizer, cache, say)
+    try:
+        corpus = _scanned(wanted, means)
+        trained = _trained(corpus, how, wanted, means) if isinstance(how, Trainer) else how
+        prepared = _built(corpus, trained, wanted, means)
+    except ValueError:  # perhaps the text changed since it was scanned: look again next time
+        shutil.rmtree(wanted.scans, ignore_errors=True)
+        raise
+    shutil.rmtree(wanted.scans)
     # Remembered only if the files stood still before and after they were read.
-    if seen.stem == _listing(text) and _newest(text.source) < started - _SETTLED_NS:
+    text, stamp = wanted.text, wanted.source.stamp()
+    again = sources.open(
+        text.source, column=wanted.options.column, undecodable=wanted.options.undecodable
+    )
+    if (
+        stamp is not None
+        and wanted.listing == _listing(text, wanted.options, again)
+        and max(max(entry[-2:]) for entry in stamp) < started - _SETTLED_NS
+    ):
+        seen = wanted.cache / "seen" / f"{wanted.listing}.json"
         seen.parent.mkdir(parents=True, exist_ok=True)
         shards.write_json(seen, {"fingerprint": prepared.fingerprint})
     return prepared
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Which documents are held out, and which one is cut where whole ones do not make the share."""
-
-    share: float
-    validation: frozenset[bytes]
-    cut: bytes | None
-    tail: float  # share of the cut document that is held out
-
-
-class _Source:
-    """A text, once read, that can be read again, and is found out if it changed since."""
-
-    def __init__(self, name: str, sizes: dict[bytes, int], split: _Split) -> None:
-        self.name = name
-        self.sizes = sizes
-        self.split = split
-        self.bytes = sum(sizes.values())
-
-    def pieces(self) -> Iterator[tuple[Side, str]]:
-        """Every document once, with its side; a document that is cut gives two."""
-        expected = set(self.sizes)
-        for document in sources.documents(self.name):
-            digest = _digest(document.text)
-            if digest not in self.sizes:
-                raise ValueError(f"{document.name} in {self.name!r} changed while it was prepared")
-            if digest not in expected:
-                continue  # a duplicate
-            expected.remove(digest)
-            if digest == self.split.cut:
-                head, tail = _cut(document.text, self.split.tail)
-                yield "train", head
-                yield "validation", tail
-            else:
-                yield "validation" if digest in self.split.validation else "train", document.text
-        if expected:
-            raise ValueError(
-                f"{len(expected)} documents of {self.name!r} went while it was prepared"
-            )
-
-    def train(self) -> Iterator[str]:
-        return (text for side, text in self.pieces() if side == "train")
-
-    def hash(self) -> str:
-        """Of all content in its order, and of the split."""
-        content = hashlib.sha256(f"{FORMAT} {self.split.share!r}".encode())
-        for digest in self.sizes:
-            content.update((b"v" if digest in self.split.validation else b"t") + digest)
-        return content.hexdigest()
-
-    def train_hash(self) -> str:
-        """Of what is trained on."""
-        content = hashlib.sha256(f"{FORMAT} {self.split.cut!r} {self.split.tail!r}".encode())
-        for digest in self.sizes:
-            if digest not in self.split.validation:
-                content.update(digest)
-        return content.hexdigest()
-
-
-def _sizes(source: str, say: Progress) -> dict[bytes, int]:
-    """Every different document by its digest, in their order, with its bytes of UTF-8."""
-    sizes: dict[bytes, int] = {}
-    skipped: list[str] = []
-    count = 0
-    for document in sources.documents(source, skipped):
-        count += 1
-        content = document.text.encode()
-        sizes.setdefault(hashlib.sha256(content).digest(), len(content))
-    if count > len(sizes):
-        say(f"left out {count - len(sizes)} documents that are equal to another")
-    if skipped:
-        say(f"left out {len(skipped)} files that could not be decoded, such as {skipped[0]}")
-    return sizes
-
-
-def _split(sizes: dict[bytes, int], share: float) -> _Split:
-    """Hold out documents in the order of their digests, as random as the content and as repeatable,
-    until they make the share; one of which more than half would overshoot it is passed over.
-
-    If that leaves more than half of the share open (a few books, say, or a single one), the end of
-    the largest other document fills it.
-    """
-    wanted = share * sum(sizes.values())
-    chosen: set[bytes] = set()
-    held = 0
-    for digest in sorted(sizes):
-        if held + sizes[digest] / 2 <= wanted:
-            chosen.add(digest)
-            held += sizes[digest]
-    if len(chosen) == len(sizes):  # something must be left to train on
-        held -= sizes[max(chosen)]
-        chosen.remove(max(chosen))
-    if 2 * held >= wanted:
-        return _Split(share, frozenset(chosen), None, 0.0)
-    largest = max(sizes.keys() - chosen, key=lambda digest: (sizes[digest], digest))
-    return _Split(share, frozenset(chosen), largest, (wanted - held) / sizes[largest])
-
-
-def _cut(text: str, tail: float) -> tuple[str, str]:
-    """A text before and after the last line end that leaves `tail` of it, or there without one."""
-    place = int(len(text) * (1 - tail))
-    line = text.rfind("\n", 0, place) + 1
-    head, rest = text[: line or place], text[line or place :]
-    if not head.strip() or not rest.strip():
+def _scanned(wanted: _Wanted, means: Means) -> Corpus:
+    """Every unit looked at, what it holds told, and its documents split."""
+    source, options, scans = wanted.source, wanted.options, wanted.scans
+    if source.stamp() is None:  # a stream may have changed, and nobody would know
+        shutil.rmtree(scans, ignore_errors=True)
+    scans.mkdir(parents=True, exist_ok=True)
+    found = units(source.parts(), source.ready)
+    size = sum(unit.bytes for unit in found)
+    near = options.near_duplicates
+    means.meter.begin("reading", size)
+    scanned: list[Scanned] = []
+    jobs = (Scan(unit, scans, near is not None) for unit in found)
+    for one in means.on(size)(scan, jobs):
+        means.meter.advance(one.bytes)
+        scanned.append(one)
+    scanned.sort(key=lambda one: one.number)
+    damage = Damage()
+    for one in scanned:
+        damage.add(one.damage)
+    if not any(one.documents for one in scanned):
+        reason = "; ".join(damage.lines())
         raise ValueError(
-            f"the text ({len(text)} characters) is too small to hold out a part of it for "
-            "validation; give more text, or a larger data.validation"
+            f"data.source {wanted.text.source!r} holds no text{reason and f': {reason}'}"
         )
-    return head, rest
+    corpus = Corpus.of(
+        wanted.text.source,
+        source.licence,
+        found,
+        scans,
+        share=wanted.text.validation,
+        keep_duplicates=options.keep_duplicates,
+        near_duplicates=near,
+        damage=damage,
+    )
+    for line in corpus.lines():
+        means.meter.say(line)
+    return corpus
 
 
-def _trained(source: _Source, size: int, cache: Path, say: Progress) -> Tokenizer:
-    key = hashlib.sha256(f"{source.train_hash()} {size} {bpe.PATTERN}".encode()).hexdigest()[:16]
-    target = cache / "tokenizers" / key
-    with _only_one(target):
+def _trained(corpus: Corpus, trainer: Trainer, wanted: _Wanted, means: Means) -> Tokenizer:
+    key = f"{corpus.train_hash()} {trainer.key}"
+    target = wanted.cache / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    with only_one(target):
         if target.exists():
             return tokenizers.load(target)
-        say(f"training a byte-pair vocabulary of {size} on {_megabytes(source.bytes)}")
-        tokenizer = bpe.train(source.train(), size)
-        with _whole(target) as folder:
+        means.meter.say(f"training a vocabulary ({trainer.name}) on {megabytes(corpus.trained_on)}")
+        means.meter.begin("training", corpus.trained_on)
+        tokenizer = trainer.train(_told(corpus.train(), means.meter))
+        with whole(target) as folder:
             tokenizers.save(tokenizer, folder)
     return tokenizer
 
 
-def _built(source: _Source, tokenizer: Tokenizer, cache: Path, say: Progress) -> Prepared:
-    content = f"{source.hash()} {tokenizer.hash}"
+def _told(texts: Iterator[str], meter: Meter) -> Iterator[str]:
+    for text in texts:
+        meter.advance(len(text.encode()))
+        yield text
+
+
+def _built(corpus: Corpus, tokenizer: Tokenizer, wanted: _Wanted, means: Means) -> Prepared:
+    content = f"{corpus.hash()} {tokenizer.hash}"
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-    target = cache / fingerprint
-    with _only_one(target):
+    origin = Origin(fingerprint, tokenizer.hash)
+    target = wanted.cache / fingerprint
+    with only_one(target):
         if target.exists():
             try:
                 return Prepared.load(target)
             except ValueError as error:
-                say(f"{error}; preparing it again")
+                means.meter.say(f"{error}; preparing it again")
                 shutil.rmtree(target)
-        with _whole(target) as folder:
-            _encode(source, tokenizer, folder, fingerprint, say)
-    return Prepared.load(target)
-
-
-def _encode(
-    source: _Source, tokenizer: Tokenizer, folder: Path, fingerprint: str, say: Progress
-) -> None:
-    """Fill a folder with both sides' token files, the tokenizer, and at last the manifest."""
-    end = np.array([tokenizer.end_of_text], dtype=np.uint32)
-    dtype = shards.dtype_for(tokenizer.vocab_size)
-    sizes: dict[Side, int] = {"train": 0, "validation": 0}
-    report = _every_second(say)
-    with ExitStack() as stack:
-        writers = {side: stack.enter_context(shards.Writer(folder, side, dtype)) for side in sizes}
-        for side, text in source.pieces():
-            writers[side].append(np.concatenate([tokenizer.encode(text), end]))
-            sizes[side] += len(text.encode())
-            report(f"encoded {_megabytes(sum(sizes.values()))} of {_megabytes(source.bytes)}")
-    tokenizers.save(tokenizer, folder)
-    prepared = Prepared(
-        folder=folder,
-        fingerprint=fingerprint,
-        tokenizer_name=tokenizer.name,
-        vocab=tokenizer.vocab_size,
-        train_tokens=writers["train"].tokens,
-        validation_tokens=writers["validation"].tokens,
-        train_bytes=sizes["train"],
-        validation_bytes=sizes["validation"],
-        train_documents=writers["train"].documents,
-        validation_documents=writers["validation"].documents,
+        work = wanted.cache / "work" / fingerprint
+        work.mkdir(parents=True, exist_ok=True)
+        tokenizers.save(tokenizer, work)
+        done = _encoded(corpus, origin, work, means)
+        with whole(target) as folder:
+            prepared = _joined(corpus, tokenizer, origin, work, folder, done)
+            details = {**corpus.details(), "choices": choices(wanted.text, wanted.options)}
+            prepared.save({**details, "overlap": asdict(_overlap(prepared))})
+        shutil.rmtree(work)
+    prepared = Prepared.load(target)
+    means.meter.say(
+        f"prepared {prepared.train_tokens:,} tokens, and {prepared.validation_tokens:,} held out"
     )
-    values = {name: value for name, value in asdict(prepared).items() if name != "folder"}
-    shards.write_json(folder / MANIFEST, {"format": FORMAT, **values})
-    say(f"prepared {prepared.train_tokens:,} tokens, and {prepared.validation_tokens:,} held out")
+    return prepared
 
 
-@contextmanager
-def _only_one(target: Path) -> Iterator[None]:
-    """One process at a time; the others wait, and then find the target made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        yield
+def _encoded(corpus: Corpus, origin: Origin, work: Path, means: Means) -> list[encode.Encoded]:
+    """Every unit encoded, in their order; those that an earlier process finished are taken."""
+    jobs = (
+        encode.Encode(assigned=assigned, folder=work, origin=origin)
+        for assigned in corpus.assigned()
+    )
+    means.meter.begin("encoding", corpus.bytes)
+    done = []
+    for one in means.on(corpus.bytes)(encode.encode, jobs):
+        means.meter.advance(one.read)
+        done.append(one)
+    return sorted(done, key=lambda one: one.number)
 
 
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder to fill, that becomes `target` only when the block ends well.
+def _overlap(prepared: Prepared) -> Overlap:
+    train, validation = prepared.train(), prepared.validation()
+    return overlap(train, validation, max(1, prepared.train_bytes) / len(train))
 
-    The lock is held, so what an earlier process left half-done is nobody's and goes.
-    """
-    for stale in target.parent.glob(f".{target.name}.*.tmp"):
-        shutil.rmtree(stale)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp's is the owner's alone, and a cache may be shared
-        os.rename(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+
+def _joined(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    origin: Origin,
+    work: Path,
+    folder: Path,
+    done: list[encode.Encoded],
+) -> Prepared:
+    """Fill a folder with both sides' token files and the tokenizer; the manifest is to come."""
+    train, held_out = (
+        encode.assemble(work, folder, side, done, origin, tokenizer.vocab_size)
+        for side in encode.SIDES
+    )
+    tokenizers.save(tokenizer, folder)
+    return Prepared(
+        folder=folder,
+        fingerprint=origin.fingerprint,
+        tokenizer_name=tokenizer.name,
+        tokenizer_hash=tokenizer.hash,
+        vocab=tokenizer.vocab_size,
+        share=corpus.share,
+        train_tokens=train.tokens,
+        validation_tokens=held_out.tokens,
+        train_bytes=sum(one.bytes["train"] for one in done),
+        validation_bytes=sum(one.bytes["validation"] for one in done),
+        train_documents=train.documents,
+        validation_documents=held_out.documents,
+    )
+
+
+def _as_it_is(text: Asked, folder: Path) -> Prepared:
+    """A source that was prepared by hand. Raises ValueError where it is not what is asked for."""
+    prepared = Prepared.load(folder.absolute())
+    trainer = tokenizers.trainer(text.tokenizer)  # which knows that bpe-2k is bpe-2048
+    asked = trainer.name if trainer else text.tokenizer
+    for what, found, wanted in (
+        ("data.tokenizer", prepared.tokenizer_name, asked),
+        ("data.validation", prepared.share, text.validation),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"{what} is {wanted!r}, but {text.source!r} was prepared with {found!r}; "
+                "say so too, or prepare the text again"
+            )
+    return prepared
+
+
+def _the_same(out: Path, text: Asked, options: Options) -> Prepared:
+    """What `out` holds. Raises ValueError where it is of other choices than these."""
+    prepared = Prepared.load(out)
+    wanted, found = choices(text, options), prepared.details()["choices"]
+    if wanted != found:
+        differing = [name for name in wanted if wanted[name] != found.get(name)]
+        raise ValueError(
+            f"{out} holds a text that was prepared with "
+            f"{', '.join(f'{name} {found.get(name)!r}' for name in differing)}; "
+            "choose another folder, or delete this one"
+        )
+    return prepared
 
 
 def _remembered(seen: Path, cache: Path) -> Prepared | None:
@@ -319,37 +332,8 @@ def _remembered(seen: Path, cache: Path) -> Prepared | None:
         return None  # then the long way decides, and repairs or complains
 
 
-def _listing(text: Text) -> str:
+def _listing(text: Asked, options: Options, source: Source) -> str:
     """Hash of every file's place, size and times; equal only if no file was written in between."""
-    lines: list[Any] = [FORMAT, bpe.PATTERN, text.source, text.tokenizer, text.validation]
-    for file in sources.files(text.source):
-        status = file.path.stat()
-        times = (status.st_mtime_ns, status.st_ctime_ns)
-        lines.append((str(file.path.absolute()), status.st_ino, status.st_size, *times))
+    trainer = tokenizers.trainer(text.tokenizer)
+    lines = [FORMAT, trainer and trainer.key, choices(text, options), source.stamp()]
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
-
-
-def _newest(source: str) -> int:
-    """The latest change of any file, in nanoseconds since 1970."""
-    times = (file.path.stat() for file in sources.files(source))
-    return max(max(status.st_mtime_ns, status.st_ctime_ns) for status in times)
-
-
-def _every_second(say: Progress) -> Progress:
-    last = time.monotonic()
-
-    def report(message: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= 1:
-            last = time.monotonic()
-            say(message)
-
-    return report
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -2,7 +2,8 @@
 
     NAME.tokens  the ids, little-endian uint16 or uint32, nothing else
     NAME.ends    for each document the position after its last id, little-endian int64
-    NAME.json    the manifest: counts, type, sizes and SHA-256 of both; it is written last
+    NAME.json    the manifest: counts, type, SHA-256 of both, and which text and tokenizer they are
+                 of; it is written last
 
 Without its manifest a file is not there, so a process that dies half-way leaves nothing that could
 be taken for whole.
@@ -14,8 +15,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,15 @@ import numpy.typing as npt
 FORMAT = 1
 _TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _ENDS: np.dtype[Any] = np.dtype("<i8")
+_BLOCK = 2**24  # bytes copied at a time
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of which text and tokenizer ids are, so that files of two texts are never taken for one."""
+
+    fingerprint: str = ""
+    tokenizer: str = ""  # its hash
 
 
 def dtype_for(vocab: int) -> np.dtype[Any]:
@@ -43,6 +54,7 @@ class TokenFile:
     documents: int
     dtype: np.dtype[Any]
     checksums: tuple[str, str]  # SHA-256 of the ids and of the boundaries
+    origin: Origin = Origin()
 
     @staticmethod
     def open(folder: Path, name: str) -> TokenFile:
@@ -59,6 +71,7 @@ class TokenFile:
                 documents=int(values["documents"]),
                 dtype=_TYPES[values["dtype"]],
                 checksums=(values["sha256"]["tokens"], values["sha256"]["ends"]),
+                origin=Origin(**values.get("origin", {})),
             )
         except FileNotFoundError:
             raise ValueError(
@@ -75,6 +88,12 @@ class TokenFile:
         path = _path(self.folder, self.name, "tokens")
         return np.asarray(np.memmap(path, dtype=self.dtype, mode="r"))
 
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """The ids [start, stop), copied: reading all of a file this way maps none of it."""
+        path = _path(self.folder, self.name, "tokens")
+        size = self.dtype.itemsize
+        return np.fromfile(path, self.dtype, count=stop - start, offset=start * size)
+
     @cached_property
     def document_ends(self) -> npt.NDArray[np.int64]:
         """The position after each document's last id (documents,); the last one is `tokens`."""
@@ -89,12 +108,17 @@ class TokenFile:
     def verify(self) -> None:
         """Read everything and compare checksums. Raises ValueError naming the file that differs."""
         self._check_sizes()
+        for complaint in self.altered():
+            raise ValueError(complaint)
+
+    def altered(self) -> Iterator[str]:
+        """A sentence about each of the two files whose content is not what was written."""
         for part, expected in zip(("tokens", "ends"), self.checksums, strict=True):
             path = _path(self.folder, self.name, part)
             with path.open("rb") as content:
                 found = hashlib.file_digest(content, "sha256").hexdigest()
             if found != expected:
-                raise ValueError(f"{path} was altered: SHA-256 {found}, written as {expected}")
+                yield f"{path} was altered: SHA-256 {found}, written as {expected}"
 
     def _check_sizes(self) -> None:
         expected = {
@@ -116,12 +140,15 @@ class Writer:
     The files appear under their names when the block ends well; after an error nothing is left.
     """
 
-    def __init__(self, folder: Path, name: str, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self, folder: Path, name: str, dtype: npt.DTypeLike, origin: Origin = Origin()
+    ) -> None:
         self.dtype = np.dtype(dtype).newbyteorder("<")
         if self.dtype.name not in _TYPES:
             raise ValueError(f"tokens are stored as {' or '.join(_TYPES)}, not {self.dtype.name}")
         self.folder = folder
         self.name = name
+        self.origin = origin
         self.tokens = 0
         self.documents = 0
         self._parts = {part: _Part(_path(folder, name, part)) for part in ("tokens", "ends")}
@@ -137,6 +164,19 @@ class Writer:
         self.documents += 1
         self._parts["tokens"].write(ids.astype(self.dtype).tobytes())
         self._parts["ends"].write(np.array([self.tokens], dtype=_ENDS).tobytes())
+
+    def extend(self, file: TokenFile) -> None:
+        """Add all documents of another file of the same type, a block at a time."""
+        assert file.dtype == self.dtype, f"{file.folder / file.name} is {file.dtype.name}"
+        with _path(file.folder, file.name, "tokens").open("rb") as content:
+            while block := content.read(_BLOCK):
+                self._parts["tokens"].write(block)
+        with _path(file.folder, file.name, "ends").open("rb") as content:
+            while block := content.read(_BLOCK):
+                ends = np.frombuffer(block, dtype=_ENDS) + self.tokens
+                self._parts["ends"].write(ends.astype(_ENDS).tobytes())
+        self.tokens += file.tokens
+        self.documents += file.documents
 
     def __enter__(self) -> Writer:
         return self
@@ -156,6 +196,7 @@ class Writer:
             "documents": self.documents,
             "dtype": self.dtype.name,
             "sha256": {name: part.checksum for name, part in self._parts.items()},
+            "origin": asdict(self.origin),
         }
         write_json(self.folder / f"{self.name}.json", manifest)
 
@@ -177,6 +218,13 @@ def write_json(path: Path, values: object) -> None:
     part.finish()
 
 
+def write_array(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write an array as .npy so that the file is there whole or not at all."""
+    part = _Part(path)
+    np.lib.format.write_array(part, values, allow_pickle=False)
+    part.finish()
+
+
 class _Part:
     """A file that takes its name only once all of it is on disk."""
 
@@ -191,7 +239,11 @@ class _Part:
         return self._digest.hexdigest()
 
     def write(self, content: bytes) -> None:
-        self._file.write(content)
+        try:
+            self._file.write(content)
+        except BaseException:  # a full disk, say
+            self.discard()
+            raise
         self._digest.update(content)
 
     def finish(self) -> None:
@@ -205,8 +257,9 @@ class _Part:
             raise
 
     def discard(self) -> None:
-        self._file.close()
         self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what is still buffered has no place on a full disk either
+            self._file.close()
 
 
 def _path(folder: Path, name: str, part: str) -> Path:

@@ -1,34 +1,53 @@
 """Which documents does a source hold? Always the same ones, in the same order.
 
-A source is "python-stdlib" or the path of a file or folder. Documents come one by one, so a corpus
-may be larger than memory; their order is that of their names, and never that of the disk.
+    python-stdlib             the standard library's own source, on every machine
+    PATH                      a file, or a folder of .txt, .md, .py, .jsonl, .csv or .parquet
+    PATTERN                   such as "corpus/**/*.rst": files of any suffix
+    PATH.bin or PATH.idx      ready tokens of Megatron-LM (see `isoflop.data.megatron`)
+    known:SEED,...            text of exactly known entropy (see `isoflop.data.known`)
+    tinystories, fineweb-edu, hf:NAME    from Hugging Face's hub (see `isoflop.data.hub`)
+
+Any file of text may end in .gz or .zst besides. Documents come one by one, so a corpus may be
+larger than memory; their order is that of their files' names, and never that of the disk.
 """
 
 from __future__ import annotations
 
-import io
-import json
+import glob
 import os
 import sysconfig
-import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from isoflop.data import formats, hub, known, megatron
+from isoflop.data.documents import (
+    Damage,
+    Document,
+    Part,
+    Source,
+    Stamp,
+    Undecodable,
+    check_undecodable,
+    stamp_of,
+    well_formed,
+)
+
+__all__ = [
+    "STDLIB",
+    "Document",
+    "Source",
+    "SourceFile",
+    "documents",
+    "files",
+    "open",
+    "well_formed",
+]
 
 STDLIB = "python-stdlib"
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")
 
 # Not the library itself: its test suites, and whatever else was installed beside it.
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text and where it came from: a path below the source, with ":line" or ":row" of a table."""
-
-    name: str
-    text: str  # never blank, and always encodable as UTF-8
 
 
 @dataclass(frozen=True)
@@ -37,20 +56,66 @@ class SourceFile:
     path: Path
 
 
-def documents(source: str, skipped: list[str] | None = None) -> Iterator[Document]:
-    """The documents of a source, sorted by file name; blank ones are left out.
+@dataclass(frozen=True, kw_only=True)
+class FileSource(Source):
+    """Files on disk, listed once; a huge one is several parts."""
 
-    Text files that cannot be decoded (UTF-8, or what a .py file declares) are passed over, and
-    their names are appended to `skipped`. Raises ValueError for a path that does not exist or has
-    no file of a known suffix, for tables without a "text" column, and if no document is left.
+    name: str
+    files: tuple[SourceFile, ...]  # sorted by name
+    column: str = "text"
+    undecodable: Undecodable = "skip"
+    licence: str | None = None
+
+    def parts(self) -> list[Part]:
+        return [
+            part
+            for file in self.files
+            for part in formats.cut(file.path, file.name, self.column, self.undecodable)
+        ]
+
+    def stamp(self) -> list[Stamp]:
+        return [stamp_of(file.path) for file in self.files]
+
+
+def open(name: str, *, column: str = "text", undecodable: Undecodable = "skip") -> Source:
+    """The source of a name, downloaded where it must be; nothing of its content is read yet.
+
+    `column` is the one that holds the text of a table. `undecodable`: what becomes of text that is
+    not UTF-8 (or, of .py, what the file declares): left out, kept with U+FFFD in it, or refused
+    when it is met. Raises ValueError for what is not there.
+    """
+    check_undecodable(undecodable)
+    if name.startswith(known.PREFIX):
+        return known.named(name)
+    if name.startswith(hub.PREFIX):
+        return hub.opened(name, column)
+    if name.lower().endswith(megatron.SUFFIXES):
+        return megatron.opened(name)
+    licence = "PSF-2.0" if name == STDLIB else None
+    if name in hub.DOWNLOADS and not Path(name).exists():
+        licence = hub.DOWNLOADS[name].licence
+        found = [SourceFile(path.name, path) for path in hub.downloaded(name)]
+    else:
+        found = files(name)
+    return FileSource(
+        name=name, files=tuple(found), column=column, undecodable=undecodable, licence=licence
+    )
+
+
+def documents(source: str, skipped: list[str] | None = None) -> Iterator[Document]:
+    """The documents of a source in their order; blank ones are left out.
+
+    What cannot be decoded is passed over, and its names are appended to `skipped`. Raises
+    ValueError as `open` does, and if no document is left.
     """
     found = False
     unread: list[str] = [] if skipped is None else skipped
-    for file in files(source):
-        for document in _read(file, unread):
-            if document.text.strip():
-                found = True
-                yield document
+    for part in open(source).parts():
+        log = Damage()
+        for document in part.documents(log):
+            found = True
+            yield document
+        unread += log.names.get("undecodable", []) + log.names.get("binary", [])
     if not found:
         reason = f": could not decode {', '.join(unread[:3])}" if unread else ""
         raise ValueError(f"data.source {source!r} holds no text{reason}")
@@ -64,27 +129,33 @@ def files(source: str) -> list[SourceFile]:
         return _some(found, source, (".py",))
     root = Path(source).expanduser()
     if root.is_dir():
-        found = [file for file in _walk(root, set()) if file.path.suffix.lower() in SUFFIXES]
-        return _some(found, source, SUFFIXES)
-    if not root.exists():
+        found = [
+            file for file in _walk(root, set()) if formats.suffix(file.path) in formats.SUFFIXES
+        ]
+        return _some(found, source, formats.SUFFIXES)
+    if root.exists():
+        return [SourceFile(root.name, root)]  # named by the user, whatever its suffix
+    matches = set(_matches(root))
+    if not matches:
         raise ValueError(
             f"data.source is {source!r}, but there is no such file or folder; "
-            f"allowed are a path, or {STDLIB!r}"
+            "allowed are a path, a pattern such as 'corpus/**/*.txt', 'hf:NAME', 'known:SEED', or "
+            f"{', '.join(map(repr, [*hub.DOWNLOADS, STDLIB]))}"
         )
-    known = root.suffix.lower() in SUFFIXES
-    return _some([SourceFile(root.name, root)] if known else [], source, SUFFIXES)
+    return sorted(matches, key=lambda file: file.name)
 
 
-def well_formed(text: str) -> str:
-    """The text with lone surrogates replaced by U+FFFD, so that it can be written as UTF-8.
-
-    Pairs of surrogates become the character that they stand for. Any other text is returned as is.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+def _matches(pattern: Path) -> Iterator[SourceFile]:
+    """The files that a pattern names, by their path below its last folder without a wildcard."""
+    fixed = 0
+    while not glob.has_magic(pattern.parts[fixed]):
+        fixed += 1
+        if fixed == len(pattern.parts):
+            return
+    root = Path(*pattern.parts[:fixed])
+    for found in glob.iglob(str(Path(*pattern.parts[fixed:])), root_dir=root, recursive=True):
+        if (root / found).is_file():
+            yield SourceFile(Path(found).as_posix(), root / found)
 
 
 def _walk(root: Path, without: set[str]) -> Iterator[SourceFile]:
@@ -103,65 +174,3 @@ def _some(found: list[SourceFile], source: str, suffixes: tuple[str, ...]) -> li
     if not found:
         raise ValueError(f"data.source {source!r} has no file that ends in {', '.join(suffixes)}")
     return sorted(found, key=lambda file: file.name)
-
-
-def _read(file: SourceFile, skipped: list[str]) -> Iterator[Document]:
-    suffix = file.path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _read_jsonl(file)
-    elif suffix == ".parquet":
-        yield from _read_parquet(file)
-    else:
-        text = _decode(file.path.read_bytes(), python=suffix == ".py")
-        if text is None:
-            skipped.append(file.name)
-        else:
-            yield Document(file.name, text)
-
-
-def _decode(content: bytes, *, python: bool) -> str | None:
-    """Line ends stay as they are; a byte order mark goes. None: not text in its encoding."""
-    encoding = "utf-8-sig"
-    try:
-        if python:
-            encoding = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
-        return content.decode(encoding)
-    except (UnicodeDecodeError, SyntaxError, LookupError):  # the last two: a wrong coding cookie
-        return None
-
-
-def _read_jsonl(file: SourceFile) -> Iterator[Document]:
-    with file.path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{file.path}:{number}"
-            try:
-                value: Any = json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise ValueError(f"{where}: not a line of JSON ({error})") from None
-            if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-                raise ValueError(f'{where}: each line must be an object with a string "text"')
-            yield Document(f"{file.name}:{number}", well_formed(value["text"]))
-
-
-def _read_parquet(file: SourceFile) -> Iterator[Document]:
-    import pyarrow as pa  # heavy, and only needed for parquet
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file.path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file.path}: not a parquet file ({error})") from None
-    with table:
-        kinds = {field.name: field.type for field in table.schema_arrow}
-        if "text" not in kinds:
-            raise ValueError(f'{file.path}: no column "text"; it has {", ".join(kinds) or "none"}')
-        if kinds["text"] not in (pa.string(), pa.large_string(), pa.string_view()):
-            raise ValueError(f'{file.path}: column "text" is {kinds["text"]}, not a string')
-        row = 0
-        for batch in table.iter_batches(batch_size=1024, columns=["text"]):
-            for text in batch.column(0).to_pylist():
-                if text is not None:
-                    yield Document(f"{file.name}:{row}", text)
-                row += 1

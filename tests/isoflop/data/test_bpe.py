@@ -1,30 +1,107 @@
-"""Does tiktoken run a trained vocabulary exactly as the library that trained it?"""
+"""Is the trained vocabulary the right one, and do other libraries run it exactly alike?"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from isoflop.data import bpe
-from isoflop.data.tokenizers import TiktokenTokenizer
+from isoflop.data import bpe, exchange
+from isoflop.data.tokenizers import TiktokenTokenizer, save
 
 
 @pytest.fixture(scope="module")
-def reference(stdlib_texts: dict[str, str]) -> Tokenizer:
-    """The same training by Hugging Face alone, encoding with its own code."""
+def folder(trained: TiktokenTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(trained, tmp_path_factory.mktemp("saved")).parent
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Tokenizer:
+    """The vocabulary as Hugging Face reads it from our files, encoding with its own code.
+
+    Only the merges in their order count here, not which pieces are whole tokens.
+    """
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = Tokenizer(models.BPE.from_file(*files))
+    split = pre_tokenizers.Split(Regex(bpe.PATTERN), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    return tokenizer
+
+
+def test_transformers_loads_what_was_saved(
+    trained: TiktokenTokenizer, folder: Path, stdlib_texts: dict[str, str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert len(loaded) == trained.vocab_size
+    assert loaded.eos_token_id == trained.end_of_text
+    texts = [*list(stdlib_texts.values())[:5], "Ω 中 é \x00 12345", "a <|endoftext|> b"]
+    for text in texts:
+        ids = loaded(text)["input_ids"]
+        assert ids == trained.encode(text).tolist()
+        assert loaded.decode(ids) == text
+
+
+def test_it_is_what_hugging_face_would_train(stdlib_texts: dict[str, str]) -> None:
+    """Another trainer, the same pattern: ties apart, the same tokens."""
+    texts = list(stdlib_texts.values())
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(bpe.PATTERN), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1023, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(stdlib_texts.values(), trainer)
-    return tokenizer
+    tokenizer.train_from_iterator(texts, trainer)
+    table = bpe.letters()
+    other = {bytes(table[letter] for letter in token) for token in tokenizer.get_vocab()}
+    assert len(other ^ set(bpe.merge(texts, 1023))) <= 20
+
+
+def test_every_merge_is_found_again(trained: TiktokenTokenizer) -> None:
+    tokens = trained.tokens
+    pairs = exchange.merges(tokens)
+    assert [first + second for first, second in pairs] == tokens[256:]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    assert all(max(ranks[a], ranks[b]) < ranks[a + b] for a, b in pairs)
+
+
+def test_vocabularies_do_not_depend_on_threads() -> None:
+    """Each in a process of its own: the trainer's threads start once, and hashes are salted."""
+    code = (
+        "import argparse; from isoflop.data import bpe; from pathlib import Path;"
+        "text = [Path(argparse.__file__).read_text()];"
+        "print(bpe.train(text, 700).hash)"
+    )
+    shown = set()
+    for threads in ("1", "3"):
+        environment = os.environ | {
+            "RAYON_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(sys.path)
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        shown.add(done.stdout)
+    assert len(shown) == 1
+
+
+def test_long_texts_are_trained_on_in_pieces() -> None:
+    """So that the trainer's buffer stays small; pieces end with lines and lose nothing."""
+    text = "".join(f"line {k}\n" for k in range(20_000)) + "x" * 200_000
+    pieces = list(bpe._pieces([text]))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 2**16 and pieces[0].endswith("\n")
 
 
 def test_real_text_is_encoded_alike(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.data import bpe, sources, tokenizers
+from isoflop.data import bpe, encode, sources, tokenizers
 from isoflop.data import prepare as preparing
 from isoflop.data.prepare import Prepared, prepare
 from isoflop.run import Text
@@ -77,7 +77,7 @@ class TestSplit:
         told: list[str] = []
         assert prepare(text(corpus, "bytes"), tmp_path / "cache", told.append) == first
         assert told[0] == "left out 20 documents that are equal to another"
-        assert told[1] == "left out 1 files that could not be decoded, such as bad.txt"
+        assert told[1].startswith("1 documents left out, for they ") and "bad.txt" in told[1]
 
     def test_a_single_text_is_cut_at_a_line(self, tmp_path: Path) -> None:
         lines = "".join(f"line {k}\n" for k in range(1000))
@@ -140,7 +140,7 @@ class TestCache:
         self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None
     ) -> None:
         first = prepare(text(corpus), tmp_path / "cache")
-        forbid(monkeypatch, sources, "documents")
+        forbid(monkeypatch, preparing, "scan")
         assert prepare(text(corpus), tmp_path / "cache") == first
 
     def test_touched_files_are_read_but_not_encoded(
@@ -150,7 +150,7 @@ class TestCache:
         for path in corpus.iterdir():
             os.utime(path, (1, 1))
         forbid(monkeypatch, bpe, "train")
-        forbid(monkeypatch, preparing, "_encode")
+        forbid(monkeypatch, encode, "encode")
         assert prepare(text(corpus), tmp_path / "cache") == first
 
     def test_a_moved_text_is_the_same(
@@ -160,7 +160,7 @@ class TestCache:
         moved = corpus.rename(tmp_path / "elsewhere")
         elsewhere = prepare(text(moved), tmp_path / "another-cache")
         assert replace(elsewhere, folder=first.folder) == first
-        forbid(monkeypatch, preparing, "_encode")
+        forbid(monkeypatch, encode, "encode")
         assert prepare(text(moved), tmp_path / "cache") == first
 
     def test_any_change_makes_another_text(
@@ -205,31 +205,48 @@ class TestCache:
         assert prepare(text(corpus), tmp_path / "cache") == first
         assert not left.exists()
 
-    def test_a_failure_leaves_nothing(
+    def test_a_failure_leaves_nothing_that_could_be_read(
         self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(preparing.shards.Writer, "append", full)
-        with pytest.raises(OSError, match="No space left"):
-            prepare(text(corpus, "bytes"), tmp_path / "cache")
-        left = [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-        assert left == []
+        with monkeypatch.context() as patch:
+            patch.setattr(preparing.shards.Writer, "append", full)
+            with pytest.raises(OSError, match=r"no room .* the same command continues"):
+                prepare(text(corpus, "bytes"), tmp_path / "cache")
+        assert not list((tmp_path / "cache").rglob("*train*"))
+        prepare(text(corpus, "bytes"), tmp_path / "cache").train().verify()
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("late = 1\n", r"\.py in .* changed while it was prepared"),
+            ("", "1 documents of .* went while it was prepared"),
+        ],
+    )
     def test_a_text_that_changes_meanwhile_is_an_error(
-        self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        corpus: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        change: str,
+        message: str,
     ) -> None:
         train = bpe.train
 
         def train_and_change(texts: object, size: int) -> object:
             trained = train(texts, size)  # type: ignore[arg-type]
-            (corpus / "zz.py").write_text("late = 1\n")
+            last.write_text(change)
             return trained
 
+        last = sorted(corpus.iterdir())[-1]
         monkeypatch.setattr(bpe, "train", train_and_change)
-        with pytest.raises(ValueError, match=r"zz\.py in .* changed while it was prepared"):
+        with pytest.raises(ValueError, match=message):
             prepare(text(corpus), tmp_path / "cache")
+        monkeypatch.undo()
+        train_documents = documents_of(prepare(text(corpus), tmp_path / "cache"), "train")
+        assert change == "" or change in train_documents
 
     def test_two_processes_do_no_damage(self, corpus: Path, tmp_path: Path) -> None:
         code = (
@@ -248,7 +265,8 @@ class TestCache:
         assert first == second
         Prepared.load(cache / first.decode()).train().verify()
         folders = {path.name for path in cache.iterdir() if path.is_dir()}
-        assert folders - {"seen"} == {first.decode(), "tokenizers"}
+        assert folders - {"seen"} == {first.decode(), "tokenizers", "scans", "work"}
+        assert not [path for name in ("scans", "work") for path in (cache / name).glob("[!.]*")]
 
 
 class TestPrepared:
@@ -309,7 +327,7 @@ def test_english_as_a_single_file(shared_data: Path, tmp_path: Path) -> None:
 def test_progress_is_told(corpus: Path, tmp_path: Path) -> None:
     told: list[str] = []
     prepare(text(corpus), tmp_path / "cache", told.append)
-    assert told[0].startswith("training a byte-pair vocabulary of 400")
+    assert told[0].startswith("training a vocabulary (bpe-400) on ")
     assert told[-1].startswith("prepared ") and "held out" in told[-1]
 
 

@@ -22,6 +22,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (len(file), file.tokens, file.documents) == (6, 6, 4)
     assert file.document_ends.tolist() == [3, 4, 4, 6]
     assert file.document_ends.dtype == np.int64
+    assert file.read(2, 5).tolist() == [3, 65535, 7]
     assert (tmp_path / "train.tokens").stat().st_size == 12
     file.verify()
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -111,3 +112,16 @@ def test_mapped_ids_cannot_be_written(tmp_path: Path) -> None:
     file = shards.write(tmp_path, "train", DOCUMENTS, "uint16")
     with pytest.raises(ValueError, match="read-only"):
         file.ids[0] = 1
+
+
+def test_files_are_joined(tmp_path: Path) -> None:
+    parts = [shards.write(tmp_path, f"part-{k}", DOCUMENTS[k:], "uint16") for k in range(3)]
+    with shards.Writer(tmp_path, "whole", "uint16", shards.Origin("text", "tokenizer")) as writer:
+        for part in parts:
+            writer.extend(part)
+    whole = TokenFile.open(tmp_path, "whole")
+    whole.verify()
+    assert whole.ids.tolist() == [i for k in range(3) for d in DOCUMENTS[k:] for i in d]
+    assert np.diff(whole.document_ends, prepend=0).tolist() == [3, 1, 0, 2, 1, 0, 2, 0, 2]
+    assert whole.origin == shards.Origin("text", "tokenizer")
+    assert parts[0].origin == shards.Origin()

@@ -46,6 +46,41 @@ def test_hidden_and_blank_files_are_left_out(tmp_path: Path) -> None:
     assert [document.name for document in documents(str(tmp_path))] == ["a.txt"]
 
 
+def test_a_pattern_names_files_of_any_suffix(tmp_path: Path) -> None:
+    write(tmp_path, a_rst="one", sub__b_rst="two", sub__deep__c_rst="three", sub__d_txt="no")
+    (tmp_path / "sub" / ".hidden.rst").write_text("no")
+    found = list(documents(str(tmp_path / "**" / "*.rst")))
+    assert found == [
+        Document("a.rst", "one"),
+        Document("sub/b.rst", "two"),
+        Document("sub/deep/c.rst", "three"),
+    ]
+    assert [d.name for d in documents(str(tmp_path / "su?" / "*"))] == ["sub/b.rst", "sub/d.txt"]
+    with pytest.raises(ValueError, match="no such file or folder"):
+        sources.open(str(tmp_path / "*.tex"))
+
+
+def test_a_file_of_another_suffix_is_read_when_it_is_named(tmp_path: Path) -> None:
+    write(tmp_path, notes_tex="text")
+    assert list(documents(str(tmp_path / "notes.tex"))) == [Document("notes.tex", "text")]
+
+
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    write(tmp_path / "a[1]", a_txt="text")
+    assert [d.name for d in documents(str(tmp_path / "a[1]"))] == ["a.txt"]
+
+
+def test_a_stamp_changes_with_any_file(tmp_path: Path) -> None:
+    write(tmp_path, a_txt="one", b_txt="two")
+    stamps = []
+    for change in (lambda: None, lambda: (tmp_path / "a.txt").write_text("new"),
+                   lambda: (tmp_path / "b.txt").unlink()):  # fmt: skip
+        change()
+        stamps.append(sources.open(str(tmp_path)).stamp())
+    assert stamps[0] != stamps[1] != stamps[2]
+    assert sources.open(str(tmp_path)).stamp() == stamps[2]
+
+
 def test_jsonl_gives_a_document_per_line(tmp_path: Path) -> None:
     lines = [json.dumps({"text": "first", "id": 1}), "", json.dumps({"text": "pair \ud83d\ude00"})]
     path = tmp_path / "rows.jsonl"
@@ -116,11 +151,11 @@ def test_the_standard_library_without_its_tests() -> None:
         ("a.jsonl", b'{"text": 3}', r'a\.jsonl:1: .*string "text"'),
         ("a.jsonl", b"[]", r'a\.jsonl:1: .*string "text"'),
         ("a.jsonl", b'\n{"text": ', r"a\.jsonl:2: not a line of JSON"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl:1: not a line of JSON"),
+        ("a.jsonl", b'{"text": "\xff"}', r"holds no text: could not decode a\.jsonl:1"),
+        ("a.txt", b"\x89PNG\0", r"holds no text: could not decode a\.txt"),
         ("a.parquet", b"PAR0", r"a\.parquet: not a parquet file"),
         ("a.txt", b" \n\n", "holds no text"),
         ("a.txt", b"\xff", r"holds no text: could not decode a\.txt"),
-        ("a.html", b"<p>", r"no file that ends in \.txt, \.md, \.py, \.jsonl, \.parquet"),
     ],
 )
 @pytest.mark.parametrize("single", [True, False])
@@ -131,6 +166,12 @@ def test_bad_sources_are_named(
     source = tmp_path / name if single else tmp_path
     with pytest.raises(ValueError, match=message):
         list(documents(str(source)))
+
+
+def test_a_folder_of_other_files_says_what_it_reads(tmp_path: Path) -> None:
+    write(tmp_path, a_html="<p>")
+    with pytest.raises(ValueError, match=r"no file that ends in \.txt, \.md, \.py, \.jsonl, \.csv"):
+        sources.open(str(tmp_path))
 
 
 def test_a_parquet_file_without_text_says_what_it_has(tmp_path: Path) -> None:
