@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -133,7 +134,8 @@ def test_shared_parameters_and_distinct_tokens(
     assert worth["value"] * b["compute_multipliers"]["a"]["value"] == pytest.approx(1, rel=0.05)
     assert fit(path, *words) == 0
     shown = capsys.readouterr().out
-    assert "families share parameters" in shown and "b needs x" in shown
+    assert "b needs x" in shown and "held out, a: " in shown and "once calibrated" in shown
+    assert a["held_out"]["rolling_origin"]["error"] < 0.02
     frame = pd.read_csv(path)
     frame.assign(distinct=frame["tokens"] / np.tile([1, 2, 4, 10], 5)).to_csv(path, index=False)
     assert fit(path, "--form", "repetition", "--unique", "distinct", "--json") == 0
@@ -181,12 +183,15 @@ def test_wrong_input_gives_one_clear_sentence(
     assert error.startswith("error: ") and said in error and "Traceback" not in error
 
 
+@pytest.mark.filterwarnings("default")  # the package that it is compared to is not ours
 def test_bench_fit_finds_no_better_optimum(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--runs", "60", "--share", "0.002", "--resamples", "20", "--seed", "1"]
     with pytest.raises(SystemExit) as end:
         cli.main(["bench", "fit", *words])
     shown = capsys.readouterr().out
     assert end.value.code == 0 and "scipy, 9 starts" in shown and "times the fit" in shown
+    installed = importlib.util.find_spec("chinchilla") is not None
+    assert ("chinchilla, 32 starts" in shown) == installed
     with pytest.raises(SystemExit) as end:
         cli.main(["bench", "fit", "--share", "2"])
     assert end.value.code == 2

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling.interval import Array
+from isoflop.scaling import checks
+from isoflop.scaling.interval import Array, Refusal
 
 RULE_FLOPS = "6ND"
 RULE_TOKENS = "C/6N"
@@ -33,16 +34,20 @@ MEANING = {"n": "parameters", "d": "tokens", "loss": "loss", "c": "compute"}
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; None: a usual name is looked for. `c` may be the rule 6ND, `d` the
-    rule C/6N (then `c` is a column)."""
+    """Which column holds what; None: a usual name is looked for. `c` may be the rule 6ND (so it is
+    where it is None), `d` the rule C/6N (then `c` is a column)."""
 
     n: str | None = None
     d: str | None = None
     loss: str | None = None
-    c: str | None = RULE_FLOPS
+    c: str | None = None  # RULE_FLOPS, unless the runs come from a study that counted exactly
     by: str | None = None  # families, each with a law of its own
     weights: str | None = None
     unique: str | None = None  # distinct tokens, where data were repeated
+    planned: str | None = None  # tokens each run was planned for; a usual name is taken as well
+    run: str | None = None  # which rows belong to one run: the bootstrap draws them together
+    rate: str | None = None  # learning rates, in a table with a row per evaluation
+    midway: bool = False  # losses before the end of a run count as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,7 @@ class Runs:
     frame: pd.DataFrame
     notes: tuple[str, ...]  # what was taken for what, and what was left out
     dropped: int  # the highest losses, left out on request
+    refusals: tuple[Refusal, ...] = ()  # what the table does not let one conclude
 
     def family(self, name: str) -> pd.DataFrame:
         return self.frame[self.frame["family"] == name]
@@ -89,23 +95,53 @@ def runs(table: pd.DataFrame, columns: Columns, drop: int = 0) -> Runs:
     if drop < 0:
         raise ValueError(f"drop is {drop}; it must be at least 0")
     notes: list[str] = []
+    whole = table
     table = _finished(table, notes)
     names = _names(table, columns, notes)
-    numbers = {role: _numbers(table, name) for role, name in names.items()}
-    frame = pd.DataFrame(numbers, index=table.index)
-    frame["family"] = ONE_FAMILY if columns.by is None else table[_there(table, columns.by, "by")]
-    whole = frame.notna().all(axis=1)
-    if not whole.all():
-        notes.append(f"{int((~whole).sum())} of {len(frame)} rows lack a value and are left out")
-    frame = frame[whole]
+    frame = _numbers_of(table, names, columns)
+    complete = frame.notna().all(axis=1)
+    if not complete.all():
+        notes.append(f"{int((~complete).sum())} of {len(frame)} rows lack a value and are left out")
+    frame = frame[complete]
     frame["family"] = frame["family"].astype(str)
     for role, name in names.items():
         _above_zero(frame[role], name)
-    frame = _rules(frame, columns)
+    frame = _rules(frame, columns).assign(**_planned(table, columns, frame.index))
+    refusals = [_lost(whole, names)]
+    if not columns.midway:
+        frame, early = checks.shortfall(frame)
+        refusals += [early, checks.betrayed(frame) if len(frame) else None]
     kept = _without_highest(frame, drop)
     if len(kept) < len(frame):
         notes.append(f"{len(frame) - len(kept)} rows with the highest losses are dropped")
-    return Runs(kept, tuple(notes), len(frame) - len(kept))
+    known = tuple(refusal for refusal in refusals if refusal)
+    return Runs(kept, tuple(notes), len(frame) - len(kept), known)
+
+
+def _numbers_of(table: pd.DataFrame, names: Mapping[str, str], columns: Columns) -> pd.DataFrame:
+    """A column of floats per role, and which family and run each row is of."""
+    numbers = {role: _numbers(table, name) for role, name in names.items()}
+    frame = pd.DataFrame(numbers, index=table.index)
+    frame["family"] = ONE_FAMILY if columns.by is None else table[_there(table, columns.by, "by")]
+    if columns.run is not None:
+        frame["run"] = table[_there(table, columns.run, "run")].astype(str)
+    return frame
+
+
+def _planned(table: pd.DataFrame, columns: Columns, rows: pd.Index) -> dict[str, Array]:
+    """The tokens that each run was planned for, nan where that is not known."""
+    usual = next((name for name in checks.PLANNED if name in table), None)
+    name = usual if columns.planned is None else _there(table, columns.planned, "planned")
+    return {} if name is None else {"planned": _numbers(table.loc[rows], name)}
+
+
+def _lost(table: pd.DataFrame, names: Mapping[str, str]) -> Refusal | None:
+    """The cells of runs that diverged or failed, where a column `status` tells of them."""
+    if "status" not in table or not {"size", "tokens"} <= set(names):
+        return None
+    size, tokens = (_numbers(table, names[role]) for role in ("size", "tokens"))
+    words = [str(word).lower() for word in table["status"]]
+    return checks.lost(table, np.where(size > 0, size, np.nan), tokens, words)
 
 
 def _finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -130,7 +166,8 @@ def _names(table: pd.DataFrame, columns: Columns, notes: list[str]) -> dict[str,
         found["flops"] = _column(table, "c", None if by_rule else columns.c, notes)
     elif not by_rule:
         found["flops"] = _column(table, "c", columns.c, notes)
-    for role, extra in (("weight", columns.weights), ("unique", columns.unique)):
+    extras = (("weight", columns.weights), ("unique", columns.unique), ("rate", columns.rate))
+    for role, extra in extras:
         if extra is not None:
             found[role] = _there(table, extra, role)
     return found

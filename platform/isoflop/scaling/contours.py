@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling.interval import Refusal, compact, scientific
+from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.isoflop import FEWEST_SIZES, Exponents, Minimum, exponents, minima
 from isoflop.scaling.parametric import Resampled
 
@@ -80,11 +80,16 @@ def lines(
         return [*shown, f"  no exponent: {growth.status}"]
     a = growth.a
     shown.append(f"  N* ~ C^a with a = {a.value:.3f} [{a.low:.3f}, {a.high:.3f}]")
-    if law is not None and not law.fit.boundary:
-        draws = law.draws("beta") / (law.draws("alpha") + law.draws("beta"))
-        low, high = np.quantile(draws, [0.025, 0.975])
-        said = law.fit.beta / (law.fit.alpha + law.fit.beta)
-        apart = a.high < low or high < a.low
-        words = "CONTRADICTS it: one of them is biased" if apart else "agrees"
-        shown.append(f"  approach 3 (chinchilla) {words}: {said:.3f} [{low:.3f}, {high:.3f}]")
-    return shown
+    return [*shown, *agreement(a, law)]
+
+
+def agreement(a: Interval, law: Resampled | None) -> list[str]:
+    """Whether N* ~ C^a by another approach contradicts the Chinchilla law."""
+    if law is None or law.fit.boundary:
+        return []
+    draws = law.draws("beta") / (law.draws("alpha") + law.draws("beta"))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    said = law.fit.beta / (law.fit.alpha + law.fit.beta)
+    apart = a.high < low or high < a.low
+    words = "CONTRADICTS it: one of them is biased" if apart else "agrees"
+    return [f"  approach 3 (chinchilla) {words}: {said:.3f} [{low:.3f}, {high:.3f}]"]

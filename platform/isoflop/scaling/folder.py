@@ -6,19 +6,25 @@ import base64
 import html
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling import command
 from isoflop.scaling.files import put
+from isoflop.scaling.findings import Findings, settings
 from isoflop.scaling.parametric import Resampled
+from isoflop.scaling.records import records
+from isoflop.scaling.sensitivity import Setting, lines
+from isoflop.scaling.words import text
 
 if TYPE_CHECKING:
+    from isoflop.scaling.asked import Said
     from isoflop.scaling.columns import Runs
-    from isoflop.scaling.command import Law, Question
+    from isoflop.scaling.question import Law, Question
+    from isoflop.scaling.sources import Source
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#202124}"
@@ -26,11 +32,21 @@ STYLE = (
 )
 
 
-def write(folder: Path, question: Question, table: Runs, laws: list[Law]) -> Path:
-    """Writes `report.html` (self-contained), `laws.json`, `laws.csv`, `residuals.csv` and
-    `figures/*.png`; returns the page's path. Every file is put in place whole."""
-    records = [command.record(question, law) for law in laws]
-    put(folder / "laws.json", json.dumps(records, indent=1, allow_nan=False).encode())
+def write(
+    folder: Path,
+    question: Question,
+    source: Source,
+    table: Runs,
+    laws: list[Law],
+    found: Sequence[Findings],
+    more: Said,
+) -> Path:
+    """Writes `report.html` (self-contained), `laws.json`, `laws.csv`, `residuals.csv`,
+    `sensitivity.csv` and `figures/*.png`, each put in place whole; returns the page's path."""
+    rows = [*records(question, source, table, laws, found), *more.records]
+    put(folder / "laws.json", json.dumps(rows, indent=1, allow_nan=False).encode())
+    moved = {(x.family, x.form): settings(source, table, x) for x in laws}
+    put(folder / "sensitivity.csv", _sensitivity(moved).to_csv(index=False).encode())
     put(folder / "laws.csv", _parameters(laws).to_csv(index=False).encode())
     put(folder / "residuals.csv", _residuals(table, laws).to_csv(index_label="row").encode())
     pictures = []
@@ -38,15 +54,51 @@ def write(folder: Path, question: Question, table: Runs, laws: list[Law]) -> Pat
         put(folder / "figures" / f"{name}.png", image)
         data = base64.b64encode(image).decode()
         pictures.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
-    shown = html.escape(command.text(question, table, laws))
+    shown = html.escape("\n".join([text(question, source, table, laws, found), *more.lines]))
     page = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(question.path.name)}</title>'
-        f"<style>{STYLE}</style><h1>Laws of {html.escape(question.path.name)}</h1>"
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(source.name)}</title>'
+        f"<style>{STYLE}</style><h1>Laws of {html.escape(source.name)}</h1>"
         f"<pre>{shown}</pre>{''.join(pictures)}"
         "<p>Left: points on the line are runs the law describes exactly. Right: a trend would mean "
         "that the law has the wrong form.</p>"
+        f"<h2>What moves with choices</h2>{_choices(moved)}"
     )
     return put(folder / "report.html", page.encode())
+
+
+def write_said(folder: Path, name: str, found: Said) -> Path:
+    """Writes `report.html` and `laws.json` of answers that come without laws of the loss."""
+    put(folder / "laws.json", json.dumps(found.records, indent=1, allow_nan=False).encode())
+    title, shown = html.escape(name), html.escape("\n".join(found.lines))
+    page = (
+        f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"<h1>{title}</h1><pre>{shown}</pre>"
+    )
+    return put(folder / "report.html", page.encode())
+
+
+Moved = Mapping[tuple[str, str], Sequence[Setting]]
+
+
+def _sensitivity(moved: Moved) -> pd.DataFrame:
+    """One row per family, form and setting."""
+    rows = []
+    for (family, form), found in moved.items():
+        for setting in found:
+            flat = setting.record()
+            flat["refusal"] = setting.refusal.explanation if setting.refusal else ""
+            rows.append({"family": family, "form": form, **flat})
+    return pd.DataFrame(rows, columns=None if rows else ["family", "form", "choice", "setting"])
+
+
+def _choices(moved: Moved) -> str:
+    shown = [
+        f"<h3>{html.escape(f'{form}, {family}')}</h3><pre>{html.escape(chr(10).join(lines(rows)))}"
+        "</pre>"
+        for (family, form), rows in moved.items()
+        if rows
+    ]
+    return "".join(shown) or "<p>No law that could move.</p>"
 
 
 def _parameters(laws: list[Law]) -> pd.DataFrame:

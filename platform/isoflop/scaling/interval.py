@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 LEVEL = 0.95  # of every interval in a report
+NATS = "nats per token"  # what a loss is in, unless a study judges by bits per byte
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Interval:
         low, high = np.quantile(draws, [tail, 1 - tail])
         return Interval(float(value), min(float(low), value), max(float(high), value))
 
+    def widened(self, factor: float) -> Interval:
+        """With arms `factor` times as long."""
+        low, high = self.value - self.low, self.high - self.value
+        return Interval(self.value, self.value - factor * low, self.value + factor * high)
+
     def exponential(self) -> Interval:
         """The interval of exp(x) from that of x: percentiles of logarithms never overflow."""
         with np.errstate(over="ignore", under="ignore"):
@@ -41,26 +47,56 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A run that is not there yet."""
+
+    size: float  # parameters
+    tokens: float
+    flops: float
+
+    def __str__(self) -> str:
+        size, tokens = compact(self.size), compact(self.tokens)
+        return f"N {size} on D {tokens} ({scientific(self.flops)} FLOPs)"
+
+
+Reason = Literal[
+    "too few points",
+    "no interior minimum",
+    "optimum at the edge",
+    "one size only",
+    "one token count only",
+    "one line only",
+    "too few budgets",
+    "law at its boundary",
+    "nothing repeated",
+    "mid-schedule losses",
+    "diverged cells",
+    "no repeats",
+    "nothing to explain",
+    "not asked",
+]
+MOST_NAMED = 6  # runs that a sentence names; the JSON has them all
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A question that the runs at hand cannot answer, why, and which runs would cure it."""
 
-    reason: Literal[
-        "too few points",
-        "no interior minimum",
-        "optimum at the edge",
-        "one size only",
-        "one token count only",
-        "one line only",
-        "too few budgets",
-        "law at its boundary",
-        "nothing repeated",
-        "not asked",
-    ]
+    reason: Reason
     explanation: str
     cure: str
+    runs: tuple[Wanted, ...] = ()  # that would cure it, where they can be named
 
     def __str__(self) -> str:
-        return f"{self.explanation}; {self.cure}"
+        named = ", ".join(str(run) for run in self.runs[:MOST_NAMED])
+        more = f" and {len(self.runs) - MOST_NAMED} more" if len(self.runs) > MOST_NAMED else ""
+        return f"{self.explanation}; {self.cure}" + (f": {named}{more}" if named else "")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; the runs in the letters of the papers."""
+        runs = [{"N": run.size, "D": run.tokens, "C": run.flops} for run in self.runs]
+        words = {k: getattr(self, k) for k in ("reason", "explanation", "cure")}
+        return {**words, "runs": runs}
 
 
 def compact(number: float) -> str:

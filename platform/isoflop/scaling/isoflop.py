@@ -22,8 +22,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from isoflop.scaling import cures
 from isoflop.scaling.curves import akima, unbias
-from isoflop.scaling.interval import Array, Interval, Refusal, positive
+from isoflop.scaling.interval import Array, Interval, Refusal, Wanted, positive
+from isoflop.scaling.residuals import residual_draws
 
 Curve = Literal["parabola", "corrected", "spline"]
 Bottoms = tuple[Array, Array, NDArray[np.bool_]]  # ln N, loss, whether inside the sizes
@@ -143,19 +145,21 @@ def _minimum(
     flops = float(positive("flops", group["flops"]).mean())
     order = np.argsort(n, kind="stable")
     x, log_tokens, loss = np.log(n[order]), np.log(tokens[order]), loss[order]
-    refusal = _refuse(x, loss)
+    compute = np.log(flops)
+    refusal = _refuse(x, log_tokens, np.full(len(x), compute), loss)
     if refusal:
         return Minimum(name, budget, flops, len(x), refusal)
     centre = x.mean()
     design = np.vander(x - centre, 3)
     curve: Array = np.linalg.pinv(design) @ loss
-    noise = _noise(design, loss, curve, resamples, random)
+    noise = residual_draws(design, loss, curve, resamples, random)
     (best, lowest, _), (at, values, inside) = _bottoms(
         x - centre, design, loss, curve, noise, shape
     )
     if not np.isfinite(best[0]):
         why = "no lopsided curve within the sizes explains the vertex of the parabola"
-        refusal = Refusal("no interior minimum", why, "add sizes on both sides")
+        runs = cures.beyond(x, log_tokens, np.full(len(x), compute), below=1, above=1)
+        refusal = Refusal("no interior minimum", why, "add sizes on both sides", runs)
         return Minimum(name, budget, flops, len(x), refusal)
     # At a fixed budget ln D is a smooth function of ln N, and known at every size.
     known, first = np.unique(x - centre, return_index=True)
@@ -177,27 +181,33 @@ def _minimum(
     )
 
 
-def _refuse(x: Array, loss: Array) -> Refusal | None:
-    """Why these runs of one budget have no minimum to report; x is ln N, sorted."""
+def _refuse(x: Array, y: Array, c: Array, loss: Array) -> Refusal | None:
+    """Why these runs of one budget have no minimum to report; x is ln N, sorted; y ln D, c ln C."""
     sizes, place = np.unique(x, return_inverse=True)
     if len(sizes) < FEWEST_SIZES:
         why = f"only {len(sizes)} size{'' if len(sizes) == 1 else 's'} finished"
-        return Refusal("too few points", why, f"finish at least {FEWEST_SIZES} sizes")
+        missing = FEWEST_SIZES - len(sizes)
+        runs = cures.beyond(x, y, c, below=missing // 2, above=missing - missing // 2)
+        return Refusal("too few points", why, f"finish at least {FEWEST_SIZES} sizes", runs)
     mean = np.bincount(place, weights=loss) / np.bincount(place)
     best = int(mean.argmin())
     if best in (0, len(sizes) - 1):
         side, cure = ("smallest", "smaller") if best == 0 else ("largest", "larger")
         why = f"the {side} size has the lowest loss"
-        return Refusal("optimum at the edge", why, f"add {cure} sizes")
+        # A minimum takes two sizes on either side of it.
+        runs = cures.beyond(x, y, c, **{"below" if best == 0 else "above": 2})
+        return Refusal("optimum at the edge", why, f"add {cure} sizes", runs)
     second, slope, _ = np.polyfit(x - x.mean(), loss, 2)
     if second <= 0:
         why = "the losses do not curve upwards on both sides"
-        return Refusal("no interior minimum", why, "add sizes farther out on both sides, or seeds")
+        cure = "add sizes farther out on both sides, or seeds"
+        return Refusal("no interior minimum", why, cure, cures.beyond(x, y, c, below=1, above=1))
     vertex = x.mean() - slope / (2 * second)
     if not x[0] <= vertex <= x[-1]:
-        side = "smaller" if vertex < x[0] else "larger"
+        side, where = ("smaller", "below") if vertex < x[0] else ("larger", "above")
         why = "the parabola has its minimum outside the measured sizes"
-        return Refusal("no interior minimum", why, f"add {side} sizes")
+        runs = cures.beyond(x, y, c, **{where: 2})
+        return Refusal("no interior minimum", why, f"add {side} sizes", runs)
     return None
 
 
@@ -215,25 +225,6 @@ def _vertex(curves: Array, x: Array) -> Bottoms:
 def _values(curves: Array, x: Array) -> Array:
     values: Array = (curves[:, 0] * x + curves[:, 1]) * x + curves[:, 2]
     return values
-
-
-def _noise(
-    design: Array, loss: Array, curve: Array, resamples: int, random: np.random.Generator
-) -> Array:
-    """Residuals about the parabola drawn anew, (R, n)."""
-    freedom = len(loss) - 3
-    inverse = np.linalg.pinv(design)
-    leverage = np.clip((design * inverse.T).sum(axis=1), 0, 1 - 1e-9)
-    residual = (loss - design @ curve) / np.sqrt(1 - leverage)
-    residual -= residual.mean()
-    # Drawn residuals have the variance that the runs less 3 degrees of freedom leave unexplained.
-    spread = np.sqrt(((loss - design @ curve) ** 2).sum() / freedom)
-    size = np.sqrt((residual**2).mean())
-    residual *= spread / size if size > 0 else 0.0
-    drawn = random.choice(residual, size=(resamples, len(loss)))
-    level = np.sqrt(freedom / random.chisquare(freedom, size=(resamples, 1)))
-    noise: Array = drawn * level
-    return noise
 
 
 def _shape(
@@ -298,11 +289,21 @@ def _exponents(name: str, minima: Sequence[Minimum], compute: Literal["exact", "
             flops.append(np.log(minimum.flops))
     if len(points) < FEWEST_BUDGETS:
         why = f"{len(points)} of {len(minima)} budgets have an interior minimum"
-        status = Refusal("too few budgets", why, f"at least {FEWEST_BUDGETS} are needed")
+        cure, runs = f"at least {FEWEST_BUDGETS} are needed", _another_budget(points, flops)
+        status = Refusal("too few budgets", why, cure, runs)
         return Exponents(name, compute, len(points), None, None, status)
     slopes = [_slopes(np.array(flops), np.array(logs), compute) for logs in (points, draws)]
     a, b = (Interval.of(float(slopes[0][i, 0]), slopes[1][i]) for i in (0, 1))
     return Exponents(name, compute, len(points), a, b, "fitted")
+
+
+def _another_budget(points: Sequence[Array], log_flops: Sequence[float]) -> tuple[Wanted, ...]:
+    """Sizes about the optimum of less compute, where one budget's minimum is known."""
+    if not points:
+        return ()
+    log_size, log_tokens = points[-1][:, 0]
+    log_factor = log_flops[-1] - log_size - log_tokens
+    return cures.another_budget(float(log_size), log_flops[-1], float(log_factor))
 
 
 def _slopes(log_flops: Array, logs: Array, compute: str) -> Array:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isoflop.scaling.catalogue import form_of
+from isoflop.scaling.edges import boundaries, plain
 from isoflop.scaling.forms import Form, Points
 from isoflop.scaling.interval import Array, Refusal, positive
 from isoflop.scaling.minimise import Part, PowerSum, polish
@@ -21,11 +22,9 @@ from isoflop.scaling.parametric import (
     BLOCK,
     ParametricFit,
     Resampled,
-    boundaries,
     fit_centred,
-    plain,
-    refuse,
 )
+from isoflop.scaling.refusals import refuse
 from isoflop.scaling.smooth import SmoothForm
 
 FLOORS = np.linspace(0.2, 0.95, 6)  # shares of the lowest loss to start a shared E from

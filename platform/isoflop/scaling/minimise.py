@@ -135,7 +135,7 @@ class PowerSum:
         return top + np.log(total), terms
 
     def _slopes(self, theta: Array, inner: Array, share: Array) -> Array:
-        slopes = np.zeros((len(theta), self.size, len(self.target)))
+        slopes = np.zeros((len(theta), self.size, self.target.shape[-1]))
         for part in self.parts:
             slopes[:, part.parameter] += share[:, part.term] * part.slope
         if self.power is not None:
@@ -189,15 +189,22 @@ def evaluate(problem: Problem, weights: Array, theta: Array) -> Array:
 
 
 def polish(
-    problem: Problem, weights: Array, start: Array, directions: Array | None = None
+    problem: Problem,
+    weights: Array,
+    start: Array,
+    directions: Array | None = None,
+    targets: Array | None = None,
 ) -> Polished:
     """Damped Newton from every row of `start` (S, P), all side by side.
 
+    `targets` (S, n): ln L of the runs for each row instead of the problem's own.
     `directions` (P, Q): steps are taken along these columns only, which keeps every linear
     constraint on theta that holds at the start. A step is taken only where it lowers the objective,
     so the result is never worse than its start.
     """
     weights = np.broadcast_to(weights, (len(start), len(problem.target)))
+    if targets is not None:
+        problem = replace(problem, target=targets)  # type: ignore[type-var]
     along = np.eye(start.shape[1]) if directions is None else directions
     if not along.shape[1]:
         return Polished(start, evaluate(problem, weights, start), np.ones(len(start), bool))
@@ -219,7 +226,7 @@ def _newton(
     for step_number in range(steps):
         step, gain = _step(local, damping, along)
         trial = here + step
-        ahead = problem.local(trial, weights[active], step_number < ROBUST_STEPS)
+        ahead = _rows(problem, active).local(trial, weights[active], step_number < ROBUST_STEPS)
         better = ahead.value < local.value
         here = np.where(better[:, None], trial, here)
         local = _choose(better, ahead, local)
@@ -233,6 +240,14 @@ def _newton(
         if not len(active):
             break
     return Polished(theta, value, converged)
+
+
+def _rows(problem: Problem, rows: NDArray[np.intp]) -> Problem:
+    """The problem of these rows, where each has targets of its own."""
+    if problem.target.ndim == 1:
+        return problem
+    own: Problem = replace(problem, target=problem.target[rows])  # type: ignore[type-var]
+    return own
 
 
 def _step(local: Local, damping: Array, along: Array) -> tuple[Array, Array]:

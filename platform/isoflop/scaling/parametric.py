@@ -7,26 +7,28 @@ Deterministic, numpy alone; the work is done in `starts` and `minimise`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from isoflop.scaling.bounds import Bounds, patterns, within
+from isoflop.scaling.bounds import check as check_bounds
 from isoflop.scaling.catalogue import form_of
+from isoflop.scaling.edges import boundaries, plain
 from isoflop.scaling.forms import CHINCHILLA, Centre, Form, Points
 from isoflop.scaling.interval import LEVEL, Array, Interval, Refusal, positive
-from isoflop.scaling.minimise import PowerSum, polish
+from isoflop.scaling.minimise import Polished, PowerSum, polish
 from isoflop.scaling.objective import Objective
-from isoflop.scaling.optimum import FLATTEST, Optimum, optimum
+from isoflop.scaling.optimum import Optimum, optimum
+from isoflop.scaling.pins import onto, pins_of
+from isoflop.scaling.refusals import refuse
 from isoflop.scaling.smooth import Smooth, SmoothForm
 from isoflop.scaling.starts import starts
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")  # of the form that is fitted without being asked
 BLOCK = 128  # resamples side by side: large enough for numpy, small enough for the cache
-VANISHING = 1e-4  # share of the loss below which a term counts as zero
-STEEPEST = 3.0  # above, the end of the start grid, its term explains only the smallest runs
-NOTHING = -80.0  # the logarithm that stands for a floor pinned at 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class ParametricFit:
     pinned: Mapping[str, float] = field(default_factory=dict)
     directions: Array | None = None  # (P, Q) that leave what is pinned as it is
     shared: tuple[str, ...] = ()  # parameters that other families helped to fix (`joint`)
+    bounds: Bounds = field(default_factory=dict)  # that every law keeps to
 
     @property
     def E(self) -> float:
@@ -72,10 +75,6 @@ class ParametricFit:
     @property
     def beta(self) -> float:
         return self._value("beta")
-
-    @property
-    def delta(self) -> float:
-        return self.loss.delta
 
     @property
     def free(self) -> int:
@@ -153,13 +152,15 @@ class Resampled:
         return error if np.isfinite(error) else np.inf
 
     def predict(
-        self, size: float, tokens: float, *, noise: bool = False, seed: int = 0
+        self, size: float, tokens: float, *, noise: bool = False, seed: int = 0, widen: float = 1.0
     ) -> Interval:
         """The law's loss at one point; with `noise` the loss of one more run there, which scatters
-        about the law as the fitted runs do."""
+        about the law as the fitted runs do. `widen` stretches the interval in ln L, as far as
+        predictions of held-out runs asked for (`holdout.Score.widening`)."""
         points = self.fit.points_at(size, tokens)
         value = float(self.fit.form.log_loss(self.fit.theta[None], points)[0, 0])
-        return Interval.of(value, self._log_draws(points, noise, seed)).exponential()
+        drawn = Interval.of(value, self.log_draws(points, noise, seed))
+        return drawn.widened(widen).exponential()
 
     def bands(
         self,
@@ -174,11 +175,11 @@ class Resampled:
         points = self.fit.points_at(size, tokens, flops)
         tail = (1 - LEVEL) / 2
         with np.errstate(over="ignore", under="ignore"):
-            draws = self._log_draws(points, noise, seed)
+            draws = self.log_draws(points, noise, seed)
             low, high = np.exp(np.quantile(draws, [tail, 1 - tail], axis=0))
         return low, high
 
-    def _log_draws(self, points: Points, noise: bool, seed: int) -> Array:
+    def log_draws(self, points: Points, noise: bool, seed: int) -> Array:
         """ln L (R, n) of each resample's law, less a residual drawn for each where `noise`."""
         draws = self.fit.form.log_loss(self.theta, points)
         if noise:
@@ -203,12 +204,14 @@ def fit(
     weights: ArrayLike | None = None,
     pinned: Mapping[str, float] | None = None,
     unique: ArrayLike | None = None,
+    bounds: Bounds | None = None,
 ) -> ParametricFit | Refusal:
     """The law through runs of `size` parameters and `tokens` tokens with `loss` nats per token.
 
     `flops`: what each run cost (None: 6ND); `objective`: None for Huber with `delta`; `weights`:
     how much each run counts (default 1 each); `pinned`: parameters held at a value;
-    `unique`: distinct tokens (None: no token was read twice). Refused below one run more than free
+    `unique`: distinct tokens (None: no token was read twice); `bounds`: what parameters must lie
+    between. Refused below one run more than free
     parameters, or where sizes and tokens do not vary apart from each other. Raises ValueError for
     values that are not above 0.
     """
@@ -217,7 +220,8 @@ def fit(
     counts = np.ones(len(target)) if weights is None else positive("weights", weights)
     if counts.shape != target.shape:
         raise ValueError(f"weights {counts.shape} must have the shape of the runs, {target.shape}")
-    pins = _pins(law, pinned or {})
+    pins = pins_of(law, pinned or {})
+    check_bounds(law, bounds or {}, pins)
     refusal = refuse(points, len(law.coordinates) - len(pins))
     if refusal:
         return refusal
@@ -227,7 +231,24 @@ def fit(
     centre = points.centre()
     chosen = objective or Objective("huber", delta)
     factor = float(np.exp((points.c - points.x - points.y).mean()))
-    return fit_centred(law, points.less(centre), target, counts, chosen, centre, factor, pins)
+    here = points.less(centre)
+
+    def lay(pinned: Mapping[str, float]) -> ParametricFit:
+        return fit_centred(law, here, target, counts, chosen, centre, factor, pinned)
+
+    return _bounded(lay, pins, bounds) if bounds else lay(pins)
+
+
+def _bounded(
+    lay: Callable[[Mapping[str, float]], ParametricFit], pins: Mapping[str, float], bounds: Bounds
+) -> ParametricFit:
+    """The best law that keeps to the bounds; all parameters at a bound always do."""
+    laws = [lay({**pins, **pattern}) for pattern in patterns(bounds)]
+    form, centre = laws[0].form, laws[0].centre
+    kept = [law for law in laws if within(form, law.theta[None], centre, bounds)[0]]
+    best = min(kept, key=lambda law: law.objective)
+    directions = laws[0].directions if pins else None
+    return replace(best, bounds=bounds, pinned=pins, directions=directions)
 
 
 def _same_length(size: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> tuple[Array, Array]:
@@ -236,16 +257,6 @@ def _same_length(size: ArrayLike, tokens: ArrayLike, loss: ArrayLike) -> tuple[A
         shapes = f"size {n.shape}, tokens {d.shape}, loss {np.shape(loss)}"
         raise ValueError(f"{shapes} must be one length")
     return n, d
-
-
-def _pins(form: Form, pinned: Mapping[str, float]) -> dict[str, float]:
-    for name, value in pinned.items():
-        if name not in form.pinnable:
-            allowed = ", ".join(form.pinnable)
-            raise ValueError(f"{form.name} cannot pin {name!r}; it can pin {allowed}")
-        if not (value > 0 or (value == 0 and name == "E")) or not np.isfinite(value):
-            raise ValueError(f"{name} is pinned at {value}; it must be above 0 (E: at least 0)")
-    return {name: float(value) for name, value in pinned.items()}
 
 
 def fit_centred(
@@ -268,7 +279,7 @@ def fit_centred(
         begin = starts(problem, weights, tuple(range(len(form.terms))), form.axes(pins))
     directions = None
     if pins:
-        begin, directions = _onto(form, begin, centre, pins)
+        begin, directions = onto(form, begin, centre, pins)
     found = polish(problem, weights[None], begin, directions)
     best = int(found.value.argmin())
     theta = found.theta[best]
@@ -295,15 +306,6 @@ def fit_centred(
     )
 
 
-def plain(form: Form, theta: Array, centre: Centre) -> dict[str, float]:
-    """The reported parameters by name at theta (P,); inf where one overflows."""
-    with np.errstate(over="ignore", under="ignore"):
-        return {
-            name: float(np.exp(value[0]) if name in form.logarithmic else value[0])
-            for name, value in form.natural(theta[None], centre).items()
-        }
-
-
 def _extended(
     form: SmoothForm, points: Points, target: Array, weights: Array, objective: Objective
 ) -> tuple[Smooth, Array]:
@@ -317,97 +319,79 @@ def _extended(
     return form.smooth(points, target, objective), form.begin(found.theta[order[fresh][:2]])
 
 
-def _onto(
-    form: Form, theta: Array, centre: Centre, pins: Mapping[str, float]
-) -> tuple[Array, Array]:
-    """theta (S, P) moved the shortest way to where the pinned parameters have their values, and
-    the directions (P, Q) along which they keep them: every pin is one linear equation."""
-    matrix, shift = form.uncentred(centre)
-    rows = [form.coordinates.index(name) for name in pins]
-    wanted = [_coordinate(form, name, value) for name, value in pins.items()]
-    equations, values = matrix[rows], np.array(wanted) - shift[rows]
-    moved = theta + (values - theta @ equations.T) @ np.linalg.pinv(equations).T
-    _, _, right = np.linalg.svd(equations)
-    return moved, right[len(rows) :].T
-
-
-def _coordinate(form: Form, name: str, value: float) -> float:
-    if name in form.exponents:
-        return value
-    return float(np.log(value)) if value > 0 else NOTHING
-
-
-def refuse(points: Points, free: int) -> Refusal | None:
-    """Why a law with `free` parameters cannot be laid through these runs."""
-    size, tokens = np.exp(points.x), np.exp(points.y)
-    if len(size) < free + 1:
-        why = f"{len(size)} runs cannot fix a law of {free} parameters"
-        return Refusal("too few points", why, f"finish at least {free + 1} runs")
-    if len(np.unique(size)) < 2:
-        why = f"all runs have {size[0]:.4g} parameters"
-        return Refusal("one size only", why, "add runs of another size")
-    if len(np.unique(tokens)) < 2:
-        why = f"all runs read {tokens[0]:.4g} tokens"
-        return Refusal("one token count only", why, "add runs of another length")
-    logs = np.column_stack([points.x, points.y])
-    spread = np.linalg.svd(logs - logs.mean(axis=0), compute_uv=False)
-    if spread[1] < 0.02 * spread[0]:
-        why = "sizes and tokens lie on one line, so their effects cannot be told apart"
-        return Refusal("one line only", why, "add runs of a second budget")
-    return None
-
-
-def bootstrap(fit: ParametricFit, *, resamples: int = 1000, seed: int = 0) -> Resampled:
+def bootstrap(
+    fit: ParametricFit,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: NDArray[np.intp] | None = None,
+    noise: Array | None = None,
+) -> Resampled:
     """Refits to runs drawn with replacement, each from the point fit's parameters.
 
-    Whole runs are drawn, since the losses within one run are not independent. The same seed gives
-    the same result to the bit.
+    Whole runs are drawn, since the losses within one run are not independent: `groups` (n,) numbers
+    the run of each row, from 0, where runs have several. With `noise` (n,), the standard deviation
+    of ln L between seeds, the runs stay and each is given another seed instead: its loss is drawn
+    about the law. Such intervals know no misfit of the law. The same seed gives the same result to
+    the bit.
     """
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
-    n = fit.points
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    random = np.random.default_rng(seed)
+    if noise is not None:
+        law = fit.problem.predict(fit.theta[None])[0]
+        targets = law + noise * random.standard_normal((resamples, fit.points))
+        return _resampled(fit, np.broadcast_to(fit.weights, targets.shape), 0, targets)
+    owner = np.arange(fit.points) if groups is None else groups
+    n = int(owner.max()) + 1
+    counts = random.multinomial(n, np.full(n, 1 / n), size=resamples)[:, owner]
     usable = np.array([_varied(fit.problem, row > 0) for row in counts])
     if not usable.any():
         raise ValueError(f"none of {resamples} resamples holds two sizes and two token counts")
-    weights = counts[usable] * fit.weights
-    theta, unconverged = refit(fit, weights)
+    return _resampled(fit, counts[usable] * fit.weights, int(resamples - usable.sum()))
+
+
+def _resampled(
+    fit: ParametricFit, weights: Array, degenerate: int, targets: Array | None = None
+) -> Resampled:
+    theta, unconverged = refit(fit, weights, targets)
     named = boundaries(fit.form, fit.problem, theta, fit.centre)
     touched = sum(bool(set(names) - set(fit.pinned)) for names in named)
-    return Resampled(fit, theta, int(resamples - usable.sum()), unconverged, touched)
+    return Resampled(fit, theta, degenerate, unconverged, touched)
 
 
-def refit(fit: ParametricFit, weights: Array) -> tuple[Array, int]:
-    """theta (R, P) for weights (R, n), each from the point fit, and how many did not converge."""
-    blocks, unconverged = [], 0
+def refit(fit: ParametricFit, weights: Array, targets: Array | None = None) -> tuple[Array, int]:
+    """theta (R, P) for weights and targets (R, n), each from the point fit, and how many did not
+    converge."""
+    tried = [_refit(fit, weights, targets, pattern) for pattern in patterns(fit.bounds)]
+    if len(tried) == 1:
+        return tried[0].theta, int((~tried[0].converged).sum())
+    value = np.array([
+        np.where(within(fit.form, each.theta, fit.centre, fit.bounds), each.value, np.inf)
+        for each in tried
+    ])  # fmt: skip
+    best, rows = value.argmin(axis=0), np.arange(len(weights))
+    theta = np.array([each.theta for each in tried])[best, rows]
+    return theta, int((~np.array([each.converged for each in tried])[best, rows]).sum())
+
+
+def _refit(
+    fit: ParametricFit, weights: Array, targets: Array | None, pattern: Mapping[str, float]
+) -> Polished:
+    """With the parameters of `pattern` held at a bound."""
+    theta, directions = fit.theta, fit.directions
+    if pattern:
+        moved, directions = onto(fit.form, theta[None], fit.centre, {**fit.pinned, **pattern})
+        theta = moved[0]
+    blocks = []
     for first in range(0, len(weights), BLOCK):
-        block = weights[first : first + BLOCK]
-        start = np.repeat(fit.theta[None], len(block), axis=0)
-        found = polish(fit.problem, block, start, fit.directions)
-        blocks.append(found.theta)
-        unconverged += int((~found.converged).sum())
-    return np.concatenate(blocks), unconverged
+        rows = slice(first, first + BLOCK)
+        start = np.repeat(theta[None], len(weights[rows]), axis=0)
+        own = None if targets is None else targets[rows]
+        blocks.append(polish(fit.problem, weights[rows], start, directions, own))
+    parts = ([getattr(block, k) for block in blocks] for k in ("theta", "value", "converged"))
+    return Polished(*(np.concatenate(part) for part in parts))
 
 
 def _varied(problem: PowerSum | Smooth, drawn: Array) -> bool:
     return bool(np.ptp(problem.x[drawn]) > 0 and np.ptp(problem.y[drawn]) > 0)
-
-
-def boundaries(
-    form: Form, problem: PowerSum | Smooth, theta: Array, centre: Centre
-) -> list[tuple[str, ...]]:
-    """What vanished or left its range in each law of theta (S, P)."""
-    if isinstance(problem, Smooth):
-        if not form.exponents:
-            return [()] * len(theta)
-        simple = CHINCHILLA.problem(problem.points, problem.target, problem.objective)
-        return boundaries(CHINCHILLA, simple, theta[:, :5], centre)
-    largest = np.concatenate(
-        [problem.shares(theta[i : i + BLOCK]).max(axis=2) for i in range(0, len(theta), BLOCK)]
-    )
-    exponents = {n: theta[:, form.coordinates.index(n)] for n in form.exponents}
-    steepest = STEEPEST if form.power is None else form.ranges[0][1]
-    flags = {
-        term.coefficient: largest[:, index] < VANISHING for index, term in enumerate(form.terms)
-    } | {n: ~((k >= FLATTEST) & (k <= steepest)) for n, k in exponents.items()}
-    return [tuple(name for name, flag in flags.items() if flag[s]) for s in range(len(theta))]

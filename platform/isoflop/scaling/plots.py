@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling.interval import Array, compact, scientific
+from isoflop.scaling.interval import NATS, Array, compact, scientific
 from isoflop.scaling.isoflop import Minimum, families, finished
 from isoflop.scaling.parametric import ParametricFit
 
@@ -31,13 +31,13 @@ Colour = tuple[float, float, float, float]
 
 
 def loss_against_compute(
-    table: pd.DataFrame, curves: Curves, *, family: str | None = "axis.arch"
+    table: pd.DataFrame, curves: Curves, *, family: str | None = "axis.arch", unit: str = NATS
 ) -> Figure | None:
     """Every run's held-out loss over its FLOPs, the end as a point, and the lower envelope."""
     runs = finished(table)
     if not len(runs):
         return None
-    figure, axes = _panels(1, width=9.0, height=5.2)
+    figure, axes = panels(1, width=9.0, height=5.2)
     ax = axes[0]
     for name, (colour, marker) in _styles(table, family).items():
         group = runs[families(runs, family) == name]
@@ -50,7 +50,7 @@ def loss_against_compute(
     x, y = _envelope(runs["flops"].to_numpy(float), runs["loss"].to_numpy(float))
     ax.plot(x, y, color="black", linewidth=1.2, label="lowest loss for the compute")
     ax.set(xscale="log", yscale="log", xlabel="training compute (exact FLOPs)")
-    _loss_axis(ax, "held-out loss (nats per token)")
+    _loss_axis(ax, f"held-out loss ({unit})")
     ax.set_title("Loss falls with compute")
     ax.legend(frameon=False)
     return figure
@@ -63,13 +63,14 @@ def isoflop_curves(
     family: str | None = "axis.arch",
     budget: str = "axis.flops",
     size: str = "params_without_input_embedding",
+    unit: str = NATS,
 ) -> Figure | None:
     """Loss over size at equal compute, a panel per family, with parabolas and minima."""
     runs = finished(table)
     if not len(runs) or not minima:
         return None
     names = list(dict.fromkeys(minimum.family for minimum in minima))
-    figure, axes = _panels(len(names), width=4.9, height=4.6, title="The best size for each budget")
+    figure, axes = panels(len(names), width=4.9, height=4.6, title="The best size for each budget")
     shades = _shades(sorted({minimum.budget for minimum in minima}))
     for ax, name in zip(axes, names, strict=True):
         for minimum in (m for m in minima if m.family == name):
@@ -79,7 +80,7 @@ def isoflop_curves(
         ax.set(xscale="log", title=name, xlabel=f"parameters N ({_words(size)})")
         _counts(ax)
         ax.legend(frameon=False, title="budget (FLOPs)", fontsize=8)
-    axes[0].set_ylabel("held-out loss (nats per token)")
+    axes[0].set_ylabel(f"held-out loss ({unit})")
     _same_height(axes)
     return figure
 
@@ -109,11 +110,11 @@ def _isoflop(ax: Axes, minimum: Minimum, size: Array, loss: Array, colour: Colou
     )
 
 
-def parametric(fits: Mapping[str, ParametricFit]) -> Figure | None:
+def parametric(fits: Mapping[str, ParametricFit], *, unit: str = NATS) -> Figure | None:
     """The law's loss against the measured one, and what it leaves unexplained."""
     if not fits:
         return None
-    figure, (left, right) = _panels(2, width=4.9, height=4.2)
+    figure, (left, right) = panels(2, width=4.9, height=4.2)
     ends = []
     for index, (name, fit) in enumerate(fits.items()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
@@ -125,7 +126,7 @@ def parametric(fits: Mapping[str, ParametricFit]) -> Figure | None:
         size = np.exp(fit.problem.x + fit.centre[0])
         right.scatter(size, residual, s=20, color=colour, marker=marker, label=name)
     left.plot([min(ends), max(ends)], [min(ends), max(ends)], color=GREY, linewidth=1)
-    left.set(xlabel="measured loss (nats per token)", ylabel="loss by the law")
+    left.set(xlabel=f"measured loss ({unit})", ylabel="loss by the law")
     left.set_title(r"$L = E + A\,N^{-\alpha} + B\,D^{-\beta}$ against the runs")
     left.legend(frameon=False)
     right.axhline(0, color=GREY, linewidth=1)
@@ -136,14 +137,14 @@ def parametric(fits: Mapping[str, ParametricFit]) -> Figure | None:
 
 
 def loss_curves(
-    table: pd.DataFrame, curves: Curves, *, family: str | None = "axis.arch"
+    table: pd.DataFrame, curves: Curves, *, family: str | None = "axis.arch", unit: str = NATS
 ) -> Figure | None:
     """Held-out loss over the tokens read, a panel per family, larger models darker."""
     runs = table[[len(_curve(curves, run, "tokens", "val/loss")[0]) > 0 for run in table["run"]]]
     if not len(runs):
         return None
     names = [name for name in _styles(table, family) if (families(runs, family) == name).any()]
-    figure, axes = _panels(len(names), width=4.9, height=4.4, title="Learning curves")
+    figure, axes = panels(len(names), width=4.9, height=4.4, title="Learning curves")
     column = "params_without_input_embedding"
     shades = _shades(sorted(runs[column].astype(float).unique()))
     for ax, name in zip(axes, names, strict=True):
@@ -152,7 +153,7 @@ def loss_curves(
             x, y = _curve(curves, run, "tokens", "val/loss")
             ax.plot(x, y, color=shades[size], linewidth=1.1, marker=".", markersize=3)
         ax.set(xscale="log", yscale="log", title=name, xlabel="tokens read")
-        _loss_axis(ax, "held-out loss (nats per token)" if ax is axes[0] else "")
+        _loss_axis(ax, f"held-out loss ({unit})" if ax is axes[0] else "")
         _counts(ax)
         _size_legend(ax, shades)
     _same_height(axes)
@@ -168,7 +169,7 @@ def rollouts_against_compute(
     if not metrics:
         return None
     title = "What the trained models write (bars: 95 % intervals)"
-    figure, axes = _panels(len(metrics), width=3.4, height=2.9, columns=3, title=title)
+    figure, axes = panels(len(metrics), width=3.4, height=2.9, columns=3, title=title)
     for ax, metric in zip(axes, metrics, strict=True):
         for name, (colour, marker) in _styles(table, family).items():
             group = runs[(families(runs, family) == name) & runs[metric].notna()]
@@ -194,7 +195,7 @@ def rollouts_over_training(
     if not metrics:
         return None
     title = "What the models write while they learn"
-    figure, axes = _panels(len(metrics), width=3.4, height=2.9, columns=3, title=title)
+    figure, axes = panels(len(metrics), width=3.4, height=2.9, columns=3, title=title)
     for ax, metric in zip(axes, metrics, strict=True):
         for name, (colour, marker) in _styles(table, family).items():
             label: str | None = name
@@ -308,7 +309,7 @@ def _words(column: str) -> str:
     return column.removeprefix("params_").replace("_", " ")
 
 
-def _panels(
+def panels(
     count: int, *, width: float, height: float, columns: int = 4, title: str = ""
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels of that size in inches, row by row.

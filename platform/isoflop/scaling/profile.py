@@ -48,6 +48,8 @@ def profile(fit: ParametricFit, parameter: str) -> Profile:
     if parameter not in form.pinnable or parameter in fit.pinned:
         allowed = ", ".join(name for name in form.pinnable if name not in fit.pinned)
         raise ValueError(f"parameter is {parameter!r}; a profile is known for {allowed}")
+    if fit.bounds:
+        raise ValueError(f"{', '.join(fit.bounds)} bounded: no profile is known")
     if fit.shared:
         raise ValueError(f"{', '.join(fit.shared)} shared with other families: no profile is known")
     matrix, shift = form.uncentred(fit.centre)

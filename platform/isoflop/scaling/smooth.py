@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.scaling import slopes
 from isoflop.scaling.forms import CHINCHILLA, Centre, Form, Points
 from isoflop.scaling.interval import Array
 from isoflop.scaling.minimise import Local
@@ -27,7 +28,7 @@ from isoflop.scaling.objective import Objective
 
 STEP = 1e-30  # of the imaginary part: nothing is subtracted, so it may be as small as it likes
 TOLERANCE = 1e-9  # relative decrease: without exact curvature the last digits come slowly
-SHARP = 4.0  # inverse smoothness of a break
+Slopes = Callable[[Array, Points], Array]
 Law = Callable[[Any, Points], Any]  # columns of theta (P, S, 1), points (n,) -> ln L (S, n)
 
 
@@ -39,6 +40,7 @@ class Smooth:
     target: Array
     objective: Objective
     law: Law
+    slopes: Slopes | None = None  # of ln L in closed form, where they are known
 
     @property
     def x(self) -> Array:
@@ -59,12 +61,14 @@ class Smooth:
 
     def jacobian(self, theta: Array) -> Array:
         """The slopes of ln L (S, P, n)."""
-        slopes = np.empty((len(theta), theta.shape[1], len(self.target)))
+        if self.slopes is not None:
+            return self.slopes(theta, self.points)
+        found = np.empty((len(theta), theta.shape[1], self.target.shape[-1]))
         for parameter in range(theta.shape[1]):
             moved = theta.astype(complex)
             moved[:, parameter] += 1j * STEP
-            slopes[:, parameter] = np.imag(self.law(moved.T[:, :, None], self.points)) / STEP
-        return slopes
+            found[:, parameter] = np.imag(self.law(moved.T[:, :, None], self.points)) / STEP
+        return found
 
     def local(self, theta: Array, weights: Array, robust: bool) -> Local:
         """Value, slope and the curvature of reweighted squares, whether `robust` or not."""
@@ -85,7 +89,7 @@ def _sum(*terms: Any) -> Any:
 
 def _broken(theta: Any, at: Points) -> Any:
     a, b, e, alpha, beta, where, change = theta
-    bend = _sum(0 * where + 0 * at.y, SHARP * (at.y - where)) / SHARP
+    bend = _sum(0 * where + 0 * at.y, slopes.SHARP * (at.y - where)) / slopes.SHARP
     return _sum(a - alpha * at.x, b - beta * at.y - change * bend, e + 0 * at.x)
 
 
@@ -129,6 +133,7 @@ class SmoothForm(Form):
     that it extends, from whose fit it starts."""
 
     law: Law = _broken
+    slopes: Slopes | None = None
     extra: tuple[str, ...] = ()  # coordinates behind those of the sum of powers
     ladder: tuple[tuple[float, ...], ...] = ()  # the values of each of `extra` to start from
 
@@ -142,7 +147,7 @@ class SmoothForm(Form):
         return () if self.name == "farseer" else CHINCHILLA.pinnable
 
     def smooth(self, points: Points, target: Array, objective: Objective) -> Smooth:
-        return Smooth(points, target, objective, self.law)
+        return Smooth(points, target, objective, self.law, self.slopes)
 
     def log_loss(self, theta: Array, points: Points) -> Array:
         """ln L (S, n) at centred points."""
@@ -193,12 +198,7 @@ class SmoothForm(Form):
         best = np.full(len(theta), np.nan)
         for _ in range(6):
             grid = np.linspace(low, high, 41, axis=1)
-            losses = np.array(
-                [
-                    self.log_loss(row[None], Points(x, budget - x, 0 * x, budget - x))[0]
-                    for row, x in zip(theta, grid, strict=True)
-                ]
-            )
+            losses = self._each(theta, grid, budget - grid)
             place = np.clip(losses.argmin(axis=1), 1, 39)
             rows = np.arange(len(theta))
             edge = (losses.argmin(axis=1) != place) | ~np.isfinite(losses).all(axis=1)
@@ -208,9 +208,12 @@ class SmoothForm(Form):
 
     def along(self, theta: Array, x: Array, y: Array, c: Array) -> Array:
         """ln L (S,) of each law at a point of its own, each token read once."""
-        points = (Points(*(a[i : i + 1] for a in (x, y, c, y))) for i in range(len(theta)))
-        losses = [self.log_loss(row[None], at)[0, 0] for row, at in zip(theta, points, strict=True)]
-        return np.array(losses)
+        return self._each(theta, x[:, None], y[:, None])[:, 0]
+
+    def _each(self, theta: Array, x: Array, y: Array) -> Array:
+        """ln L (S, n) of each law at points of its own (S, n), each token read once."""
+        found: Array = np.real(self.law(theta.T[:, :, None], Points(x, y, 0 * x, y)))
+        return found
 
 
 _BASE: dict[str, Any] = {"terms": CHINCHILLA.terms, "exponents": CHINCHILLA.exponents}
@@ -219,6 +222,7 @@ BROKEN = SmoothForm(
     equation="L = E + A N^-alpha + B D^-beta (1 + (D/D_b)^4)^(-c/4)",
     parameters=(*CHINCHILLA.parameters, "D_b", "c"),
     law=_broken,
+    slopes=slopes.broken,
     extra=("D_b", "c"),
     ladder=((-1.0, 0.0, 1.0), (-0.1, 0.1)),
     **_BASE,
@@ -228,6 +232,7 @@ FARSEER = SmoothForm(
     equation="L = exp(a_3 N^gamma + b_3) + exp(a_2 N^beta + b_2) D^-exp(a_1 N^alpha + b_1)",
     parameters=("a_1", "b_1", "alpha", "a_2", "b_2", "beta", "a_3", "b_3", "gamma"),
     law=_farseer,
+    slopes=slopes.farseer,
     terms=CHINCHILLA.terms,
     exponents=(),
     extra=("fall_3", "gamma", "level_2", "fall_2", "beta", "level_1"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import pandas as pd
 
-from isoflop.scaling.interval import Interval, Refusal, compact, scientific
+from isoflop.scaling.interval import NATS, Interval, Refusal, compact, scientific
 from isoflop.scaling.isoflop import Minimum, finished
 
 UNDECIDED = "it cannot be told"
@@ -39,14 +39,14 @@ class Verdict:
     rows: tuple[Comparison, ...]
 
 
-def verdict(table: pd.DataFrame, minima: Sequence[Minimum]) -> Verdict:
+def verdict(table: pd.DataFrame, minima: Sequence[Minimum], *, unit: str = NATS) -> Verdict:
     """What the minima say about every pair of families at every budget that both were given."""
     rows = tuple(
         _compare(one, two)
         for budget in sorted({minimum.budget for minimum in minima}, reverse=True)
         for one, two in combinations([m for m in minima if m.budget == budget], 2)
     )
-    sentences = [*_runs(table), *_body(table, minima, rows)]
+    sentences = [*_runs(table), *_body(table, minima, rows, unit)]
     return Verdict(" ".join(sentences), rows)
 
 
@@ -72,14 +72,58 @@ def _runs(table: pd.DataFrame) -> list[str]:
     return [f"{lost.sum()} of {len(table)} runs are not in the fits ({counts})."]
 
 
-def _body(table: pd.DataFrame, minima: Sequence[Minimum], rows: Sequence[Comparison]) -> list[str]:
+def _body(
+    table: pd.DataFrame, minima: Sequence[Minimum], rows: Sequence[Comparison], unit: str
+) -> list[str]:
     if not len(finished(table)):
         return ["No run has finished, so nothing can be said yet."]
     if not minima:
         return ["The study has no axis of budgets, so no minima at equal compute can be compared."]
     if not rows:
-        return [*[_alone(minimum) for minimum in minima], _caution(table, minima)]
-    return [*_summary(rows), *[_sentence(row, minima) for row in rows], _caution(table, minima)]
+        return [*[_alone(minimum, unit) for minimum in minima], _caution(table, minima)]
+    if len({minimum.family for minimum in minima}) > 2:  # too many pairs for a sentence each
+        return [*_orders(minima, rows, unit), _caution(table, minima)]
+    return [
+        *_summary(rows),
+        *[_sentence(row, minima, unit) for row in rows],
+        _caution(table, minima),
+    ]
+
+
+def _orders(minima: Sequence[Minimum], rows: Sequence[Comparison], unit: str) -> Iterator[str]:
+    """Each budget's families in order of their loss, then which of them cannot be told apart."""
+    for budget in dict.fromkeys(row.budget for row in rows):
+        here = [minimum for minimum in minima if minimum.budget == budget]
+        found = {m.family: m.loss.value for m in here if m.loss and m.resamples}
+        order = sorted(found, key=lambda family: found[family])
+        at = f"At {scientific(budget)} FLOPs"
+        if order:
+            listed = ", ".join(f"{family} {found[family]:.3f}" for family in order)
+            yield f"{at} the best losses are, in {unit}: {listed}."
+        if len(order) > 1:
+            yield _apart(order, [row for row in rows if row.budget == budget and row.difference])
+        for minimum in here:
+            if isinstance(minimum.status, Refusal):
+                yield f"{at} nothing can be said about {minimum.family}: {minimum.status}."
+
+
+def _apart(order: Sequence[str], rows: Sequence[Comparison]) -> str:
+    """What the 95 % intervals of all pairs say about an order."""
+    equal = {frozenset((row.first, row.second)) for row in rows if row.better is None}
+    close = {
+        first: [second for second in order[k + 1 :] if {first, second} in equal]
+        for k, first in enumerate(order)
+    }
+    pairs = f"{len(rows)} pair{'s' if len(rows) > 1 else ''}"
+    told = f"Of {pairs}, {len(rows) - len(equal)} can be told apart at 95 %, each by itself"
+    lead = "" if close[order[0]] else f"; {order[0]} is better than every other"
+    unclear = "; ".join(f"{name} from {_listed(rest)}" for name, rest in close.items() if rest)
+    return f"{told}{lead}{unclear and f'. It cannot be told: {unclear}'}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _summary(rows: Sequence[Comparison]) -> list[str]:
@@ -99,7 +143,7 @@ def _summary(rows: Sequence[Comparison]) -> list[str]:
     return sentences
 
 
-def _sentence(row: Comparison, minima: Sequence[Minimum]) -> str:
+def _sentence(row: Comparison, minima: Sequence[Minimum], unit: str) -> str:
     at = f"At {scientific(row.budget)} FLOPs"
     if row.difference is None or row.first_better is None:
         why = "; ".join(f"for {family}, {refusal}" for family, refusal in row.refusals)
@@ -112,7 +156,7 @@ def _sentence(row: Comparison, minima: Sequence[Minimum]) -> str:
     share = row.first_better if sign < 0 else 1 - row.first_better
     end = f"{lead} is better" if row.better else f"{UNDECIDED} which is better"
     return (
-        f"{at} {lead} reaches {loss[lead].value:.3f} nats per token against {rest}'s "
+        f"{at} {lead} reaches {loss[lead].value:.3f} {unit} against {rest}'s "
         f"{loss[rest].value:.3f}; the difference of {sign * row.difference.value:.3f} has a 95 % "
         f"interval of {low:.3f} to {high:.3f}: {end} "
         f"({lead} leads in {_share(share)} of resamples)."
@@ -125,7 +169,7 @@ def _share(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _alone(minimum: Minimum) -> str:
+def _alone(minimum: Minimum, unit: str) -> str:
     at = f"At {scientific(minimum.budget)} FLOPs"
     if isinstance(minimum.status, Refusal):
         return f"{at} {minimum.family} has no minimum to report: {minimum.status}."
@@ -134,7 +178,7 @@ def _alone(minimum: Minimum) -> str:
     return (
         f"{at} {minimum.family} is best at {compact(size.value)} parameters "
         f"({compact(size.low)} to {compact(size.high)}) and {compact(minimum.tokens.value)} "
-        f"tokens, with {loss.value:.3f} nats per token ({loss.low:.3f} to {loss.high:.3f})."
+        f"tokens, with {loss.value:.3f} {unit} ({loss.low:.3f} to {loss.high:.3f})."
     )
 
 

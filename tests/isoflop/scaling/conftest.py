@@ -67,12 +67,23 @@ def world() -> Callable[..., pd.DataFrame]:
     return make_world
 
 
+def shared(name: str) -> pd.DataFrame:
+    """A table of published runs, which lies beside the repository where it is known at all."""
+    root = Path(__file__).resolve().parents[3]
+    for folder in (root.parent / "shared", root.parent.parent / "shared"):
+        path = folder / "data" / "scaling" / name
+        if path.is_file():
+            return pd.read_csv(path)
+    pytest.skip(f"../shared/data/scaling/{name} is not here")
+
+
 @pytest.fixture
 def published() -> pd.DataFrame:
     """The 234 runs of Hoffmann et al.'s figure: C, N, D, loss."""
-    root = Path(__file__).resolve().parents[3]
-    for shared in (root.parent / "shared", root.parent.parent / "shared"):
-        path = shared / "data" / "scaling" / "kyo_takano_df.csv"
-        if path.is_file():
-            return pd.read_csv(path)
-    pytest.skip("../shared/data/scaling/kyo_takano_df.csv is not here")
+    return shared("kyo_takano_df.csv")
+
+
+@pytest.fixture
+def gadre() -> pd.DataFrame:
+    """The 104 models of Gadre et al. 2024: params, tokens, losses, task accuracies."""
+    return shared("gadre_104_models.csv")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,16 +9,6 @@ import pytest
 from isoflop.scaling.interval import Refusal
 from isoflop.scaling.objective import named
 from isoflop.scaling.parametric import ParametricFit, bootstrap, fit
-
-
-@pytest.fixture
-def gadre() -> pd.DataFrame:
-    root = Path(__file__).resolve().parents[3]
-    for shared in (root.parent / "shared", root.parent.parent / "shared"):
-        path = shared / "data" / "scaling" / "gadre_104_models.csv"
-        if path.is_file():
-            return pd.read_csv(path)
-    pytest.skip("../shared/data/scaling/gadre_104_models.csv is not here")
 
 
 def test_five_small_runs_predict_an_over_trained_large_one(gadre: pd.DataFrame) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from isoflop.scaling.forms import Points
 from isoflop.scaling.interval import Refusal
 from isoflop.scaling.objective import Objective, named
 from isoflop.scaling.parametric import ParametricFit, bootstrap, fit
-from isoflop.scaling.smooth import SmoothForm
+from isoflop.scaling.smooth import BROKEN, FARSEER, SmoothForm
 
 NAMES = ("broken", "farseer", "repetition")
 
@@ -101,3 +103,15 @@ def test_a_pinned_floor_holds_in_an_extended_law() -> None:
 def test_unknown_forms_are_named() -> None:
     with pytest.raises(ValueError, match="form is 'cubic'; it must be one of chinchilla, tied"):
         form_of("cubic")
+
+
+@pytest.mark.parametrize("form", [BROKEN, FARSEER], ids=["broken", "farseer"])
+def test_slopes_in_closed_form_are_those_of_complex_steps(form: SmoothForm) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(2, 25)) * 2
+    points = Points(x, y, x + y, y)
+    theta = random.normal(size=(40, len(form.coordinates))) * 0.7
+    exact = form.smooth(points, np.zeros(25), Objective())
+    assert exact.slopes is not None
+    by_steps = dataclasses.replace(exact, slopes=None).jacobian(theta)
+    assert np.allclose(exact.jacobian(theta), by_steps, rtol=1e-8, atol=1e-10)

@@ -71,6 +71,26 @@ def test_three_families_are_compared_in_pairs(world: World) -> None:
     ]
 
 
+def test_many_families_are_told_as_an_order(world: World) -> None:
+    made = {"a": {}, "b": {"E": 1.5}, "c": {"E": 2.1}, "d": {"E": 1.8001}}
+    found = judge(world(made, budgets=(1e11,)))
+    assert len(found.rows) == 6
+    assert sum(row.better is None for row in found.rows) == 1
+    places = [found.text.index(f" {family} ") for family in "bac"]
+    assert places == sorted(places)
+    assert "Of 6 pairs, 5 can be told apart at 95 %, each by itself; b is better" in found.text
+    assert "cannot be told: a from d." in found.text or "cannot be told: d from a." in found.text
+    assert len(found.text) < 600, "no sentence for each pair"
+
+
+def test_a_refused_family_is_left_out_of_the_order_and_says_why(world: World) -> None:
+    table = world({"a": {}, "b": {"E": 1.6}, "c": {"E": 2.0}}, noise=0.0, budgets=(1e11,))
+    found = judge(table[(table["axis.arch"] != "b") | (table["axis.width"] <= 128)])
+    assert "At 1e11 FLOPs nothing can be said about b: the largest size" in found.text
+    assert "Of 1 pair, 1 can be told apart" in found.text
+    assert "b " not in found.text.split("nats per token: ")[1].split(".")[0]
+
+
 def test_runs_that_did_not_finish_are_counted_in_the_text(world: World) -> None:
     table = world({"a": {}, "b": {}})
     table.loc[0, "status"] = "failed"

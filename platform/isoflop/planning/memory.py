@@ -1,0 +1,76 @@
+"""How many bytes does training a model take on one device? Counted, not measured.
+
+Exact are the weights, gradients and AdamW's two moments (four bytes each, whatever the precision of
+the products), and what one step's forward pass keeps for its backward pass: the pass is carried out
+on tensors without data, and every storage that autograd saves is counted once. Two gradients as
+large as the logits, of the log-softmax and through it, come on top. What allocators waste and
+kernels borrow is not known before: `MARGIN`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from isoflop import objectives
+from isoflop.run import Run
+from isoflop.training.step import autocast
+from models.interface import Config
+
+MARGIN = 1.25  # over what is counted
+STATE = 16  # bytes per parameter: weight, gradient, two moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device, without the margin."""
+
+    state: int  # weights, gradients, moments
+    activations: int  # kept from the forward for the backward pass, and the logits' gradients
+
+    @property
+    def needed(self) -> int:
+        """With the margin."""
+        return round(MARGIN * (self.state + self.activations))
+
+
+def memory(run: Run, workers: int = 1) -> Memory:
+    """Of a run whose model knows its vocabulary, its batch shared equally by `workers`.
+
+    Activations grow linearly with the rows, so they are counted for one and for two.
+    """
+    rows = -(-run.rows // workers)
+    one, two = (_saved(run.model, run.precision, count) for count in (1, 2))
+    logits = 2 * 4 * rows * run.model.context * run.model.vocab
+    return Memory(
+        state=STATE * run.model.parameters().all,
+        activations=one + (rows - 1) * (two - one) + logits,
+    )
+
+
+@cache
+def _saved(config: Config, precision: str, rows: int) -> int:
+    """Bytes that autograd keeps of a forward pass over `rows`, parameters apart."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from isoflop.run import Autoregressive
+
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = (storage.nbytes(), tensor)  # held: a freed place is used again
+        return tensor
+
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        model = config.build()
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        ids = torch.zeros(rows, config.context, dtype=torch.long)
+        batch = objectives.Batch(inputs={"tokens": ids}, targets=ids)
+        objective = objectives.build(Autoregressive(), config)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, autocast(precision, "cpu"):
+            loss = objective.loss(model, batch)
+        assert loss.requires_grad
+    return sum(size for place, (size, _) in kept.items() if place not in own)
