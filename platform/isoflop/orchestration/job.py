@@ -4,7 +4,7 @@ A `Job` is a run with its place on disk. `execute` trains it in this process and
 folder:
 
     run.json          the resolved run, its identity, the study's axes
-    checkpoints/      the newest ones while it runs, the weights at the end
+    checkpoints/      the newest ones while it runs, the weights and the tokenizer at the end
     rollouts/         one parquet file per capture
     history.json      every logged record
     result.json       how it ended; written last, so a run with a final result is a finished one
@@ -19,26 +19,29 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from isoflop import __version__
-from isoflop.data.loader import Batches, windows
+from isoflop.data import feed, tokenizers
+from isoflop.data.mixture import Mixed
 from isoflop.data.prepare import Prepared
-from isoflop.rollouts.capture import Budget, Capture, schedule
+from isoflop.orchestration.capturing import Capturing, captures, write_references
 from isoflop.run import Run
-from isoflop.training.checkpoint import Progress, write_json
+from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
-from isoflop.training.evaluate import held_out
-from isoflop.training.loop import Hooks, Inputs, Outcome, Record, train
+from isoflop.training.evaluate import HeldOut
+from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
+from isoflop.training.noise_scale import noise_scale
 from isoflop.training.process import settle
-from models.interface import Model
 
 FINAL = ("finished", "diverged")  # facts of the study; anything else is tried again
 
@@ -52,9 +55,10 @@ class Job:
     axes: dict[str, Any]
     label: str  # what people call it
     folder: Path  # of this run
-    prepared: Prepared
+    prepared: Prepared | Mixed
     stop_file: Path  # exists when the study is asked to stop
     threads: int = 1  # of this process, on a CPU
+    beside: bool = False  # rollouts are captured by another process (see `scribe`), not by this one
 
 
 def result(folder: Path) -> dict[str, Any] | None:
@@ -68,8 +72,15 @@ def result(folder: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> dict[str, Any]:
+def execute(
+    job: Job,
+    ranks: Ranks,
+    report: Callable[[list[Record]], None],
+    beside: Callable[[Job, Ranks], Capture] | None = None,
+) -> dict[str, Any]:
     """Carry out the job in this process and return its result.
+
+    `beside` gives what captures the rollouts of a job that wants another process to do it.
 
     An exception becomes a result of status "failed" with its traceback: it would fail again, so
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
@@ -81,8 +92,10 @@ def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> d
         if ranks.leads:
             described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
             write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
-        outcome = _train(job, ranks, report)
+        outcome = _train(job, ranks, report, beside)
         values = _summary(job, outcome)
+        if outcome.status == "finished":
+            values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
     except Exception as error:
         if ranks.world > 1:
             raise  # the other ranks wait in a collective: let the group be torn down
@@ -97,78 +110,43 @@ def execute(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> d
     return values
 
 
-def _train(job: Job, ranks: Ranks, report: Callable[[list[Record]], None]) -> Outcome:
+def _train(
+    job: Job,
+    ranks: Ranks,
+    report: Callable[[list[Record]], None],
+    beside: Callable[[Job, Ranks], Capture] | None,
+) -> Outcome:
     prepared, run = job.prepared, job.run
     tokenizer = prepared.tokenizer()
-    context = run.model.context
-    batches = Batches(prepared.train(), context=context, rows=run.rows, seed=run.seed)
-    count = max(1, run.evaluation.tokens // context)
-    ids, targets = windows(prepared.validation(), context, count)
-    text = held_out(ids, targets, torch.from_numpy(tokenizer.token_bytes()))
-    capture = _Capture(job, tokenizer) if run.rollouts.prompts else None
+    feed.check(run, prepared)
+    batches = feed.batches(run, prepared)
+    rows = feed.held_out(run, prepared)
+    sizes = torch.from_numpy(tokenizer.token_bytes())
+    shares = dict(zip(rows, batches.turns.shares, strict=True))
+    text = HeldOut.of(rows, sizes, shares)
+    folder = job.folder / "rollouts"
+    asked = captures(run, prepared, folder, ranks, study=job.study, axes=job.axes)
+    capture: Capture | None = Capturing(run, asked, ranks) if asked else None
+    if asked and job.beside and beside is not None:
+        capture = beside(job, ranks)
     hooks = Hooks(report=report, capture=capture, stop=job.stop_file.exists)
-    inputs = Inputs(batches=batches, held_out=text)
+    inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
     if ranks.leads:
         write_json(job.folder / "history.json", outcome.progress.history)
         if outcome.status == "finished":
-            _keep_newest(job.folder / "checkpoints")
+            tokenizers.save(tokenizer, _keep_newest(job.folder / "checkpoints"))
+            if asked:
+                write_references(run, prepared, asked)
     return outcome
 
 
-def _keep_newest(folder: Path) -> None:
+def _keep_newest(folder: Path) -> Path:
     """Only that, and nothing that a killed process left half written."""
-    for old in [*sorted(folder.glob("step-*"))[:-1], *folder.glob(".step-*")]:
+    *older, newest = sorted(folder.glob("step-*"))
+    for old in [*older, *folder.glob(".step-*")]:
         shutil.rmtree(old)
-
-
-class _Capture:
-    """The rollouts of one run, within their budget: what the loop calls at the capture steps."""
-
-    def __init__(self, job: Job, tokenizer: Any) -> None:
-        # Loaded before the clock of the budget runs: a process's first capture would seem ten times
-        # as dear as the next, and its run would have fewer captures than the others.
-        import pandas  # noqa: F401  # pyarrow looks for it when it first makes an array
-        import pyarrow.parquet  # noqa: F401
-
-        run = job.run
-        self.steps = schedule(run.steps, run.rollouts.captures)
-        self.last = run.steps
-        self.flops_per_token = run.model.flops_per_token().training
-        self.batch_tokens = run.batch_tokens
-        self.budget = Budget(run.rollouts.budget)
-        self.expected = 0.0
-        self.capture = Capture(
-            run.rollouts,
-            tokenizer,
-            run=run.identity,
-            study=job.study,
-            axes=job.axes,
-            folder=job.folder / "rollouts",
-            context=run.model.context,
-        )
-
-    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
-        if not self.budget.affords(
-            spent=progress.capture_seconds,
-            training=progress.seconds,
-            expected=self.expected,
-            done=step / self.last,
-        ):
-            return {"capture/skipped": 1.0}
-        tokens = step * self.batch_tokens
-        captured = self.capture(
-            model, step=step, tokens=tokens, flops=float(tokens) * self.flops_per_token
-        )
-        self.expected = captured.seconds
-        record: Record = {}
-        for name, aggregate in captured.aggregates.items():
-            if aggregate.value is not None:
-                record[f"rollout/{name}"] = aggregate.value
-            if aggregate.low is not None and aggregate.high is not None:
-                record[f"rollout/{name}.low"] = aggregate.low
-                record[f"rollout/{name}.high"] = aggregate.high
-        return record
+    return newest
 
 
 def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
@@ -187,13 +165,21 @@ def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
         "loss": last.get("val/loss") if outcome.status == "finished" else None,
         "best_loss": min(evaluated, default=None),
         "bits_per_byte": last.get("val/bits_per_byte") if outcome.status == "finished" else None,
+        "noise_scale": noise_scale(progress.history),
         "train_loss": last.get("train/loss") if outcome.status == "finished" else None,
         "seconds": progress.seconds,
         "evaluation_seconds": progress.evaluation_seconds,
         "capture_seconds": progress.capture_seconds,
         "tokens_per_second": progress.step * job.run.batch_tokens / max(1e-9, progress.seconds),
-        "rollouts": {k: v for k, v in last.items() if k.startswith("rollout/")},
+        "rollouts": _last_capture(progress.history),
     }
+
+
+def _last_capture(history: list[Record]) -> Record:
+    """What the newest capture measured. A metric that it has no value for has none, though an
+    earlier capture may have had one."""
+    captured = [{k: v for k, v in r.items() if k.startswith("rollout/")} for r in history]
+    return next((record for record in reversed(captured) if record), {})
 
 
 def _circumstances(ranks: Ranks, started: float) -> dict[str, Any]:
@@ -206,10 +192,28 @@ def _circumstances(ranks: Ranks, started: float) -> dict[str, Any]:
         "workers": ranks.world,
         "versions": {
             "isoflop": __version__,
+            "code": code(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
     }
+
+
+@cache
+def code() -> str:
+    """Which state of the code this is: a commit (and "+changes"), or the version installed."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/")
+    except (OSError, subprocess.CalledProcessError):  # no git, or installed from a wheel
+        return f"isoflop {__version__}"
+    return f"{commit}+changes" if changed else commit
 
 
 def _last_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, execute, result
+from isoflop.orchestration.scribe import beside
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
@@ -121,7 +122,7 @@ def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = _Buffered(lambda records: tune.report({"records": records}))
-    values = execute(job, Ranks(device=device), report)
+    values = execute(job, Ranks(device=device), report, beside)
     tune.report({"records": report.take(), "result": values})
 
 
@@ -164,7 +165,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     ranks = Ranks(
         rank=context.get_world_rank(), world=context.get_world_size(), device=str(get_device())
     )
-    execute(config["job"], ranks, lambda records: train.report({"records": records}))
+    execute(config["job"], ranks, lambda records: train.report({"records": records}), beside)
 
 
 class _Buffered:

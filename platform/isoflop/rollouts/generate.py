@@ -1,5 +1,8 @@
 """What does a model write after these prompts, once for each seed?
 
+One engine for all families. A decoder reads the prompt and goes on; behind an encoder, which reads
+the prompt whole, it begins anew; a denoiser fills in blanks (`rollouts.unmask`).
+
 A row is one prompt with one seed. Rows are decoded side by side against a key-value cache: each
 prompt is read once and its cache repeated over its seeds, logits are taken at the last position
 only, and rows that have finished are dropped. Every row draws its random numbers from its own seed,
@@ -15,49 +18,23 @@ Letters: R rows, P prompts, S seeds per prompt, N steps, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.interface import Model
+from isoflop.rollouts.sampling import Rollout, Sampling, draw, ended, evaluating
+from isoflop.rollouts.unmask import unmask
+from isoflop.targets import Framing
+from models.cache import Cache
+from models.interface import Denoiser, EncoderDecoder, Model
+
+__all__ = ["Rollout", "Sampling", "generate"]
 
 CHECK = 8  # steps between two looks at which rows have finished: each look waits for the device
 COMPACT = 0.75  # rows are dropped once fewer than this share of them are still writing
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen, and when a rollout ends."""
-
-    temperature: float  # 0 is greedy
-    new_tokens: int
-    stop_ids: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be at least 0")
-        if self.new_tokens < 1:
-            raise ValueError(f"new_tokens is {self.new_tokens}; it must be at least 1")
-        if any(token < 0 for token in self.stop_ids):
-            raise ValueError(f"stop_ids is {self.stop_ids}; token ids are at least 0")
-
-
-@dataclass(frozen=True, eq=False)
-class Rollout:
-    """One continuation of one prompt. The token that stopped it is its last one."""
-
-    prompt_index: int
-    sample: int  # which of the prompt's seeds
-    prompt_ids: NDArray[np.int32]  # as it was fed: its last tokens, where it was too long
-    completion_ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]  # of each token, nats, under the model at temperature 1
-    entropies: NDArray[np.float32]  # of the distribution it was drawn from, nats, temperature 1
-    stop: Literal["stop", "length"]
 
 
 def generate(
@@ -65,14 +42,17 @@ def generate(
     prompts: Sequence[NDArray[np.integer]],
     seeds: Sequence[Sequence[int]],
     sampling: Sampling,
+    framing: Framing | None = None,
     *,
     batch: int = 256,
 ) -> list[Rollout]:
     """One rollout for every prompt and each of its seeds, in that order.
 
-    A prompt longer than the context less `new_tokens` keeps its last tokens, so that all rollouts
-    of a run have the same length and can be compared. At most `batch` rows are decoded at a time.
-    The model's training modes and torch's global random state are left as they were.
+    `framing` says which markers the model knows from its training (`Objective.framing`). Markers
+    are never written. A prompt longer than the context less `new_tokens` keeps its last tokens, so
+    that all rollouts of a run have the same length and can be compared. At most `batch` rows are
+    decoded at a time. The model's training modes and torch's global random state are left as they
+    were.
 
     Raises ValueError if nothing of a prompt would fit, on an empty prompt (begin it with the end of
     text), on ids outside the vocabulary, and if there is not one list of seeds per prompt.
@@ -87,13 +67,27 @@ def generate(
             f"new_tokens is {sampling.new_tokens}, which leaves no room for a prompt in a context "
             f"of {model.config.context} tokens; it must be below that"
         )
+    fed = _fed(prompts, room, model.config.text_vocab)
+    if isinstance(model, Denoiser):
+        return unmask(model, fed, seeds, sampling, framing, batch)
     rows: list[Rollout] = []
-    with _evaluating(model):
-        for tasks in _batches(
-            _tasks(prompts, seeds, room, model.config.vocab, batch), sampling, batch
-        ):
+    with evaluating(model):
+        for tasks in _batches(_tasks(model, fed, seeds, framing, batch), sampling, batch):
             rows += _decode(model, tasks, sampling)
     return sorted(rows, key=lambda row: (row.prompt_index, row.sample))
+
+
+def _fed(prompts: Sequence[NDArray[np.integer]], room: int, vocab: int) -> list[NDArray[np.int64]]:
+    """The prompts as far as there is room for them. Raises ValueError for what is no prompt."""
+    fed = []
+    for index, prompt in enumerate(prompts):
+        ids = np.asarray(prompt)[-room:].astype(np.int64)
+        if ids.ndim != 1 or not len(ids):
+            raise ValueError(f"prompt {index} is empty; begin it with the end-of-text token")
+        if ids.min() < 0 or ids.max() >= vocab:
+            raise ValueError(f"prompt {index} holds ids outside the vocabulary of {vocab} tokens")
+        fed.append(ids)
+    return fed
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,26 +96,29 @@ class _Task:
 
     prompt_index: int
     first_sample: int
-    ids: NDArray[np.int64]
+    prompt: NDArray[np.int64]
+    ids: NDArray[np.int64]  # what the decoder is given
+    source: NDArray[np.int64] | None  # what the encoder reads, where there is one
     seeds: tuple[int, ...]
 
 
 def _tasks(
-    prompts: Sequence[NDArray[np.integer]],
+    model: Model,
+    prompts: Sequence[NDArray[np.int64]],
     seeds: Sequence[Sequence[int]],
-    room: int,
-    vocab: int,
+    framing: Framing | None,
     batch: int,
 ) -> list[_Task]:
+    encoded = isinstance(model, EncoderDecoder)
+    framing = framing or Framing()
+    start = np.array(framing.start or (model.config.vocab - 1,))  # a blank, if nothing is said
     tasks = []
     for index, prompt in enumerate(prompts):
-        ids = np.asarray(prompt)[-room:].astype(np.int64)
-        if ids.ndim != 1 or not len(ids):
-            raise ValueError(f"prompt {index} is empty; begin it with the end-of-text token")
-        if ids.min() < 0 or ids.max() >= vocab:
-            raise ValueError(f"prompt {index} holds ids outside the vocabulary of {vocab} tokens")
+        read = np.concatenate((framing.before, prompt, framing.after)).astype(np.int64)
+        ids, source = (start, read) if encoded else (read, None)
         for first in range(0, len(seeds[index]), batch):
-            tasks.append(_Task(index, first, ids, tuple(seeds[index][first : first + batch])))
+            own = tuple(seeds[index][first : first + batch])
+            tasks.append(_Task(index, first, prompt, ids, source, own))
     return tasks
 
 
@@ -168,6 +165,16 @@ class _Plan:
         """The tokens (P, shortest) that are read at once."""
         return np.stack([task.ids[: self.shortest] for task in self.tasks])
 
+    def read(self, blank: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]] | None:
+        """What the encoder reads, (P, longest), filled up with blanks, and where it is no blank."""
+        sources = [task.source for task in self.tasks if task.source is not None]
+        if not sources:
+            return None
+        longest = max(len(source) for source in sources)
+        filled = [np.pad(s, (0, longest - len(s)), constant_values=blank) for s in sources]
+        lengths = np.array([len(source) for source in sources])
+        return np.stack(filled), np.arange(longest) < lengths[:, None]
+
     @property
     def starts(self) -> NDArray[np.int64]:
         """The step (R,) at which each row begins to write its own tokens."""
@@ -192,30 +199,56 @@ class _Plan:
         return drawn
 
 
+def _prefill(model: Model, plan: _Plan, device: torch.device) -> tuple[Tensor, Cache]:
+    """The logits (R, V) behind what all rows were given, and the cache of R rows."""
+    seeds = len(plan.tasks[0].seeds)
+    cache = model.new_cache(len(plan.tasks), plan.shortest + plan.steps - 1)
+    prefix, read = torch.from_numpy(plan.prefix).to(device), plan.read(model.config.vocab - 1)
+    inputs = {}
+    if read is not None:
+        source, present = (torch.from_numpy(part).to(device) for part in read)
+        inputs = {"source": source, "present": None if bool(present.all()) else present}
+    hidden = model.hidden(prefix, cache, **inputs)
+    logits = model.head(hidden[:, -1])[:, : model.config.text_vocab]
+    return logits.repeat_interleave(seeds, dim=0), cache.expand(seeds)
+
+
+def _seen(plan: _Plan, sampling: Sampling, vocab: int, device: torch.device) -> Tensor | None:
+    """Which tokens stand in each row's prompt (R, V), where a repetition penalty asks for it."""
+    if sampling.repetition == 1:
+        return None
+    marks = torch.zeros(len(plan.tasks), vocab, dtype=torch.bool, device=device)
+    for row, task in enumerate(plan.tasks):
+        marks[row, torch.from_numpy(task.prompt).to(device)] = True
+    return marks.repeat_interleave(len(plan.tasks[0].seeds), dim=0)
+
+
 def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollout]:
     plan = _Plan(tasks, sampling.new_tokens)
-    device = next(model.parameters()).device
+    device, vocab = next(model.parameters()).device, model.config.text_vocab
     forced = torch.from_numpy(plan.forced()).to(device)
     uniforms = torch.from_numpy(plan.uniforms()).to(device)
     finish = torch.from_numpy(plan.starts + sampling.new_tokens).to(device)
     stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
-    seeds = len(tasks[0].seeds)
 
     written = torch.zeros_like(forced)
     logprobs, entropies = torch.zeros_like(uniforms), torch.zeros_like(uniforms)
     rows = torch.arange(forced.shape[1], device=device)  # those that are still decoded
-    cache = model.new_cache(len(tasks), plan.shortest + plan.steps - 1)
-    hidden = model.hidden(torch.from_numpy(plan.prefix).to(device), cache)
-    logits = model.head(hidden[:, -1]).repeat_interleave(seeds, dim=0)
-    cache = cache.expand(seeds)
+    logits, cache = _prefill(model, plan, device)
+    seen = _seen(plan, sampling, vocab, device)
     for step in range(plan.steps):
-        token, logprob, entropy = _draw(logits, uniforms[step, rows], sampling.temperature)
+        here: tuple[int, Tensor] | int = (step, rows)
+        if len(rows) == forced.shape[1]:
+            here = step  # all of them: a view, and no search
+        token, logprob, entropy = draw(logits, uniforms[here], sampling, seen)
         if step < plan.steps - sampling.new_tokens:  # some prompt has tokens left
-            given = forced[step, rows]
+            given = forced[here]
             token = torch.where(given < 0, token, given)
-        written[step, rows] = token
-        logprobs[step, rows] = logprob
-        entropies[step, rows] = entropy
+        written[here] = token
+        logprobs[here] = logprob
+        entropies[here] = entropy
+        if seen is not None:
+            seen = seen.scatter(1, token.unsqueeze(1), True)
         if step + 1 == plan.steps:
             break
         if step % CHECK == CHECK - 1:
@@ -227,29 +260,9 @@ def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollou
             if len(alive) < COMPACT * len(rows):
                 cache = cache.keep(alive)
                 rows, token = rows[alive], token[alive]
-        logits = model.head(model.hidden(token.unsqueeze(1), cache)[:, -1])
+                seen = None if seen is None else seen[alive]
+        logits = model.head(model.hidden(token.unsqueeze(1), cache)[:, -1])[:, :vocab]
     return _rows(plan, sampling, written, logprobs, entropies)
-
-
-def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """A token (R,) from logits (R, V) by inverting the distribution function at `uniform` (R,).
-
-    Also its log probability and the entropy, both in nats and of the model's own distribution.
-    """
-    logits = logits.float()
-    log_p = logits.log_softmax(dim=-1)
-    p = log_p.exp()
-    if temperature == 0:
-        token = logits.argmax(dim=-1)
-    else:
-        weights = p if temperature == 1 else (logits / temperature).softmax(dim=-1)
-        below = weights.cumsum(dim=-1)
-        target = uniform.unsqueeze(1) * below[:, -1:]  # rounding may leave the sum beside 1
-        token = torch.searchsorted(below, target, right=True).squeeze(1)
-        token = token.clamp(max=logits.shape[-1] - 1)  # a diverged model's NaN lies past the end
-    logprob = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
-    lowest = torch.finfo(log_p.dtype).min  # 0 log 0 is 0, where a model masks a token
-    return token, logprob, -torch.linalg.vecdot(p, log_p.clamp(min=lowest))
 
 
 def _rows(
@@ -261,34 +274,17 @@ def _rows(
     rows = []
     for row, (start, (task, i)) in enumerate(zip(plan.starts, owners, strict=True)):
         own = slice(start, start + sampling.new_tokens)
-        hits = np.flatnonzero(np.isin(ids[own, row], sampling.stop_ids))
-        count = int(hits[0]) + 1 if len(hits) else sampling.new_tokens
+        count, stop = ended(ids[own, row], sampling.stop_ids)
         logprob, entropy = (values[own, row][:count].copy() for values in measured)
         rows.append(
             Rollout(
                 prompt_index=task.prompt_index,
                 sample=task.first_sample + i,
-                prompt_ids=task.ids.astype(np.int32),
+                prompt_ids=task.prompt.astype(np.int32),
                 completion_ids=ids[own, row][:count].copy(),
                 logprobs=logprob,
                 entropies=entropy,
-                stop="stop" if len(hits) else "length",
+                stop=stop,
             )
         )
     return rows
-
-
-@contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
-    """No gradients, no dropout, and every module back in the mode it had.
-
-    Not `inference_mode`: a table that a model fills on first use could then not be trained with.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from isoflop import __version__
+from isoflop.data.frames import FRAMES
+from isoflop.data.mixture import prepare_all
 from isoflop.orchestration.job import FINAL, Job, execute, result
 from isoflop.rollouts.capture import read
-from isoflop.run import Checkpoints, Evaluation, Rollouts, Run
+from isoflop.run import Checkpoints, Evaluation, Part, Rollouts, Run, Text
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 from models import ZOO
@@ -218,3 +220,66 @@ def test_a_death_between_the_last_checkpoint_and_the_result_repeats_nothing(
     again = execute(job, Ranks(), reported.extend)
     assert again["status"] == "finished" and reported == []
     assert (again["loss"], again["seconds"]) == (values["loss"], values["seconds"])
+
+
+def test_a_mixture_is_read_and_judged_by_its_sources(
+    make_run: MakeRun, make_job: MakeJob, text_folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "lines").mkdir()
+    for k in range(40):
+        (tmp_path / "lines" / f"{k}.txt").write_text(f"{k} " + "na " * (40 + k))
+    sources = (
+        Part(source=str(text_folder), weight=3.0, name="code"),
+        Part(source=str(tmp_path / "lines")),
+    )
+    data = Text(mixture=sources, tokenizer="bytes", validation=0.1)
+    prepared = prepare_all(data, cache)
+    mixed = replace(data, fingerprint=prepared.fingerprint)
+    job = make_job(replace(make_run(), data=mixed))
+    job = replace(job, prepared=prepared)
+    history: list[Record] = []
+    values = execute(job, Ranks(), history.extend)
+    assert values["status"] == "finished", values
+    told, last = values["data"], history[-1]
+    assert (told["share/code"], told["share/lines"]) == (0.75, 0.25)
+    for name in ("code", "lines"):
+        assert last[f"data/epochs/{name}"] == told[f"epochs/{name}"] > 0
+    assert told["epochs"] * told["unique_tokens"] == pytest.approx(20 * 128)
+    parts = 0.75 * last["val/loss/code"] + 0.25 * last["val/loss/lines"]
+    assert last["val/loss"] == pytest.approx(parts)
+    assert last["val/loss/lines"] < last["val/loss/code"], "saying na is learned soon"
+
+
+def test_rows_can_be_cut_in_another_way(make_run: MakeRun, make_job: MakeJob) -> None:
+    data = make_run().data
+    jobs = [
+        make_job(make_run(data=replace(data, rows=rows, stride=stride)), f"{rows}-{stride}")
+        for rows, stride in (("stream", 0), ("stream", 8), ("full-windows", 0))
+    ]
+    ended = [run(job) for job in jobs]
+    assert [values["status"] for values in ended] == ["finished"] * 3
+    assert len({values["loss"] for values in ended}) == 3
+    assert len({values["data"]["unique_tokens"] for values in ended}) == 3
+    assert ended[0]["data"]["epochs"] == pytest.approx(ended[1]["data"]["epochs"], rel=0.01)
+
+
+def test_more_epochs_than_allowed_end_it_before_a_step(
+    make_run: MakeRun, make_job: MakeJob
+) -> None:
+    job = make_job(make_run(data=replace(make_run().data, most_epochs=0.001)))
+    reported: list[Record] = []
+    values = execute(job, Ranks(), reported.extend)
+    assert values["error"].startswith("ValueError: the run's 2560 tokens would read the text 0.01")
+    assert not reported
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize("rows", FRAMES)
+def test_every_way_to_cut_rows_trains(
+    make_run: MakeRun, make_job: MakeJob, rows: str, arch: str
+) -> None:
+    data = replace(make_run().data, rows=rows, held_out="best-fit")
+    values = run(job := make_job(make_run(arch, data=data)))
+    assert values["status"] == "finished", values["error"]
+    history = json.loads((job.folder / "history.json").read_text())
+    assert values["loss"] < 0.8 * history[0]["val/loss"], "bytes are learned from any of them"

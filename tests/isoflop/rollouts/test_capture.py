@@ -12,17 +12,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from isoflop.captures import Spec
 from isoflop.rollouts.capture import (
     VALUES,
     Budget,
     Capture,
+    Captured,
+    check,
     prompt_id,
-    prompt_ids,
     read,
     row_seed,
     schedule,
 )
 from isoflop.rollouts.metrics import METRICS
+from isoflop.rollouts.novelty import Reading
+from isoflop.rollouts.prompts import resolve
 from isoflop.run import Rollouts
 from models import GPT2Config
 from models.interface import Model
@@ -36,6 +40,15 @@ COLUMNS = [
     "flops",
     "prompt_id",
     "sample_id",
+    "first_read",
+    "spec",
+    "kind",
+    "prompt_set",
+    "temperature",
+    "top_k",
+    "top_p",
+    "weights",
+    "seconds",
     "seed",
     "prompt",
     "prompt_ids",
@@ -43,7 +56,7 @@ COLUMNS = [
     "logprobs",
     "entropies",
     "text",
-    "stop",
+    "stop_condition",
     "n_tokens",
     "tokenizer",
     "version",
@@ -64,7 +77,7 @@ class Bytes:
         return b"".join(bytes([i]) if i < 256 else b"<end>" for i in ids).decode(errors="replace")
 
 
-ROLLOUTS = Rollouts(prompts=("def f(x):\n", "", "import "), seeds=3, new_tokens=24)
+ROLLOUTS = Spec(prompts=("def f(x):\n", "", "import "), seeds=3, new_tokens=24)
 
 
 def build(seed: int = 0) -> Model:
@@ -73,10 +86,27 @@ def build(seed: int = 0) -> Model:
         return GPT2Config(vocab=257, context=48, width=16, depth=1, heads=2).build()
 
 
-def capture(folder: Path, rollouts: Rollouts = ROLLOUTS, run: str = "abc") -> Capture:
-    return Capture(
-        rollouts, Bytes(), run=run, study="s", axes={"size": 1}, folder=folder, context=48
-    )
+class Always:
+    """A capture whose process is alone, and so always has the rows."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+
+    def __call__(self, model: Model, *, step: int, tokens: int, flops: float) -> Captured:
+        found = self.capture(model, step=step, tokens=tokens, flops=flops)
+        assert found is not None
+        return found
+
+
+def capture(
+    folder: Path, spec: Spec = ROLLOUTS, run: str = "abc", reading: Reading | None = None
+) -> Always:
+    prompts = resolve(spec, Bytes())
+    made = Capture(
+        spec, prompts, Bytes(), run=run, study="s", axes={"size": 1}, folder=folder, context=48,
+        reading=reading,
+    )  # fmt: skip
+    return Always(made)
 
 
 def test_rows_hold_everything(tmp_path: Path) -> None:
@@ -85,7 +115,10 @@ def test_rows_hold_everything(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [found.rows.name], "no temporary file is left"
     assert (found.count, found.reused) == (9, False)
     frame = read(tmp_path)
-    assert set(frame.columns) == {*COLUMNS, *(f"m.{name}" for name in VALUES)}
+    assert set(frame.columns) == {
+        *COLUMNS,
+        *(f"{kind}.{name}" for kind in ("m", "why") for name in VALUES),
+    }
     assert len(frame) == 9
     first = frame.iloc[0]
     assert (first.run, first.study, first.step, first.tokens_seen) == ("abc", "s", 123, 4560)
@@ -95,8 +128,8 @@ def test_rows_hold_everything(tmp_path: Path) -> None:
         assert row["prompt_id"] == prompt_id(row["prompt"])
         assert row["seed"] == row_seed(row["prompt"], row["sample_id"])
         assert len(ids) == len(row["logprobs"]) == len(row["entropies"]) == row["n_tokens"]
-        assert row["stop"] == ("stop" if ids[-1] == 256 else "length")
-        own = ids[:-1] if row["stop"] == "stop" else ids
+        assert row["stop_condition"] == ("stop" if ids[-1] == 256 else "length")
+        own = ids[:-1] if row["stop_condition"] == "stop" else ids
         assert row["text"] == Bytes().decode(own.tolist())
         expected = Bytes().encode(row["prompt"]).tolist() if row["prompt"] else [256]
         assert row["prompt_ids"].tolist() == expected
@@ -131,7 +164,7 @@ def test_what_is_not_this_capture_is_made_anew(tmp_path: Path, damage: str) -> N
         capture(tmp_path / "b", run="other")(build(), step=5, tokens=1, flops=1.0)
         os.replace(tmp_path / "b" / first.rows.name, first.rows)
     else:
-        prompts = Rollouts(prompts=("x", "y"), seeds=3, new_tokens=24)
+        prompts = Spec(prompts=("x", "y", "z"), seeds=3, new_tokens=24)
         capture(tmp_path / "b", prompts)(build(), step=5, tokens=1, flops=1.0)
         os.replace(tmp_path / "b" / first.rows.name, first.rows)
     again = capture(tmp_path)(build(), step=5, tokens=1, flops=1.0)
@@ -181,7 +214,7 @@ def test_training_does_not_notice(tmp_path: Path) -> None:
 def test_seeds_belong_to_prompts_not_to_runs(tmp_path: Path) -> None:
     """Two runs with the same weights write the same; more seeds or prompts only add rows."""
     capture(tmp_path / "a")(build(), step=0, tokens=0, flops=0.0)
-    more = Rollouts(prompts=("new", *ROLLOUTS.prompts[::-1]), seeds=5, new_tokens=24)
+    more = Spec(prompts=("new", *ROLLOUTS.prompts[::-1]), seeds=5, new_tokens=24)
     capture(tmp_path / "b", more, run="other")(build(), step=0, tokens=0, flops=0.0)
     key = ["prompt_id", "sample_id"]
     both = read(tmp_path / "a").merge(read(tmp_path / "b"), on=key, validate="one_to_one")
@@ -192,7 +225,8 @@ def test_seeds_belong_to_prompts_not_to_runs(tmp_path: Path) -> None:
 
 
 def test_the_empty_prompt_starts_from_the_end_of_text() -> None:
-    assert [ids.tolist() for ids in prompt_ids(["ab", ""], Bytes())] == [[97, 98], [256]]
+    asked = resolve(Spec(prompts=("ab", "")), Bytes())
+    assert [prompt.ids.tolist() for prompt in asked] == [[97, 98], [256]]
 
 
 def test_read_orders_by_step_and_takes_an_empty_folder(tmp_path: Path) -> None:
@@ -209,7 +243,9 @@ def test_a_diverged_model_is_captured_too(tmp_path: Path) -> None:
     found = capture(tmp_path)(model, step=3, tokens=0, flops=0.0)
     assert found.aggregates["surprise"].value is None
     assert found.aggregates["surprise"].missing == 9
-    assert read(tmp_path)["m.surprise"].isna().all()
+    rows = read(tmp_path)
+    assert rows["m.surprise"].isna().all()
+    assert (rows["why.surprise"] == "log probabilities that are not finite").all()
     assert capture(tmp_path)(model, step=3, tokens=0, flops=0.0).reused
 
 
@@ -225,6 +261,11 @@ def test_a_diverged_model_is_captured_too(tmp_path: Path) -> None:
 )
 def test_schedule(steps: int, captures: int, expected: tuple[int, ...]) -> None:
     assert schedule(steps, captures) == expected
+
+
+def test_every_so_many_steps() -> None:
+    assert schedule(10, 4, every=4) == (0, 4, 8, 10)
+    assert schedule(8, 4, every=4) == (0, 4, 8)
 
 
 def test_schedule_is_sorted_unique_and_bounded() -> None:
@@ -253,6 +294,8 @@ def test_budget() -> None:
 
 def test_errors_come_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a' twice"):
-        capture(tmp_path, Rollouts(prompts=("a", "b", "a")))
+        check(Rollouts(prompts=("a", "b", "a")), 48)
     with pytest.raises(ValueError, match=r"new_tokens is 48; it must be below .* 48 tokens"):
-        capture(tmp_path, Rollouts(prompts=("a",), new_tokens=48))
+        capture(tmp_path, Spec(prompts=("a",), new_tokens=48))
+    with pytest.raises(ValueError, match=r"specs.x.prefix_tokens and new_tokens are 32 \+ 40"):
+        check(Rollouts(specs=(Spec(name="x", kind="heldout_prefix", new_tokens=40),)), 48)

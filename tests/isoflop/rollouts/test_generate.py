@@ -139,7 +139,7 @@ def test_finished_rows_are_dropped() -> None:
         widths.append(len(tokens))
         return inner(tokens, cache)  # type: ignore[arg-type]
 
-    model.hidden = counted  # type: ignore[method-assign]
+    model.hidden = counted  # type: ignore[method-assign, assignment]
     generate(model, [ids(1, 2)], [list(range(32))], Sampling(1.0, 30, tuple(range(0, 97, 4))))
     assert widths[:2] == [1, 32], "the prompt is read once, then once per seed"
     assert min(widths[1:]) < 24

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from isoflop.rollouts import metrics
+from isoflop.rollouts import catalogue, certainty, corpus, metrics, repetition, syntax
 from isoflop.rollouts.metrics import METRICS, Corpus, Missing, Sample
 
 Ids = NDArray[np.int64]
@@ -58,7 +58,7 @@ def windows(ids: Ids, length: int, count: int, seed: int = 0) -> list[Ids]:
     ],
 )
 def test_repetition(ids: list[int], expected: float | Missing) -> None:
-    assert metrics.repetition(of(ids)) == expected
+    assert repetition.repetition(of(ids)) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,26 +76,26 @@ def test_repetition(ids: list[int], expected: float | Missing) -> None:
     ],
 )
 def test_loops(ids: list[int], onset: int | None) -> None:
-    assert metrics.loop(of(ids)) == float(onset is not None)
+    assert repetition.loop(of(ids)) == float(onset is not None)
     expected = Missing("no loop") if onset is None else float(onset)
-    assert metrics.loop_onset(of(ids)) == expected
+    assert repetition.loop_onset(of(ids)) == expected
 
 
 def test_compression() -> None:
     text = "abc" * 100
-    assert metrics.compression(written(text)) == 300 / len(zlib.compress(text.encode()))
-    assert metrics.compression(written("")) == Missing("no text")
+    assert repetition.compression(written(text)) == 300 / len(zlib.compress(text.encode()))
+    assert repetition.compression(written("")) == Missing("no text")
 
 
 def test_means_of_what_the_model_said() -> None:
     values = np.array([-1.0, -3.0], dtype=np.float32)
     sample = Sample(np.array([1, 2]), "ab", logprobs=values, entropies=-values, stopped=True)
-    assert metrics.surprise(sample) == 2.0
-    assert metrics.entropy(sample) == 2.0
-    assert (metrics.length(sample), metrics.stopped(sample)) == (2.0, 1.0)
-    assert metrics.surprise(of([1])) == Missing("no log probabilities")
+    assert certainty.surprise(sample) == 2.0
+    assert certainty.entropy(sample) == 2.0
+    assert (catalogue.length(sample), catalogue.stopped(sample)) == (2.0, 1.0)
+    assert certainty.surprise(of([1])) == Missing("no log probabilities")
     broken = Sample(np.array([1]), "a", entropies=np.array([np.nan], dtype=np.float32))
-    assert metrics.entropy(broken) == Missing("entropies that are not finite")
+    assert certainty.entropy(broken) == Missing("entropies that are not finite")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_means_of_what_the_model_said() -> None:
 )
 def test_parses_as_python(prompt: str, text: str, stopped: bool, expected: float | Missing) -> None:
     sample = Sample(np.zeros(0, np.int64), text, prompt, stopped=stopped)
-    assert metrics.parses_as_python(sample) == expected
+    assert syntax.parses_as_python(sample) == expected
 
 
 def test_the_parser_is_never_overrun() -> None:
@@ -130,13 +130,13 @@ def test_the_parser_is_never_overrun() -> None:
         "f" + "(x)" * 20_000,
         "x" * 200_000,
     ):
-        value = metrics.parses_as_python(written(text + "\n"))
+        value = syntax.parses_as_python(written(text + "\n"))
         assert isinstance(value, Missing) or 0 <= value <= 1
 
 
 def test_whole_files_are_python() -> None:
     source = Path(textwrap.__file__).read_text()
-    assert metrics.parses_as_python(written(source)) == 1.0
+    assert syntax.parses_as_python(written(source)) == 1.0
 
 
 def brute(rollouts: list[Ids], order: int, chosen: int) -> tuple[float, float]:
@@ -157,17 +157,17 @@ def test_rarefaction_is_the_mean_over_all_choices(order: int, chosen: int) -> No
     """Exact for equal lengths, and for the entropy where a token's counts are equal."""
     rng = np.random.default_rng(0)
     rollouts = [rng.permutation(12)[:8] for _ in range(7)]
-    corpus = Corpus.of(rollouts, tokens=8 * chosen)
+    whole = Corpus.of(rollouts, tokens=8 * chosen)
     distinct, bits = brute(rollouts, order, chosen)
-    assert metrics.distinct(corpus, order=order) == pytest.approx(distinct)
+    assert corpus.distinct(whole, order=order) == pytest.approx(distinct)
     if order == 1:
-        assert metrics.unigram_entropy(corpus) == pytest.approx(bits)
+        assert corpus.unigram_entropy(whole) == pytest.approx(bits)
 
 
 def test_entropy_is_close_where_counts_vary(human: Ids) -> None:
     rollouts = windows(human, 32, 9)
-    corpus = Corpus.of(rollouts, tokens=4 * 32)
-    assert metrics.unigram_entropy(corpus) == pytest.approx(brute(rollouts, 1, 4)[1], abs=0.05)
+    whole = Corpus.of(rollouts, tokens=4 * 32)
+    assert corpus.unigram_entropy(whole) == pytest.approx(brute(rollouts, 1, 4)[1], abs=0.05)
 
 
 def test_the_number_of_rollouts_does_not_change_the_value(human: Ids) -> None:
@@ -181,8 +181,8 @@ def test_the_number_of_rollouts_does_not_change_the_value(human: Ids) -> None:
     large = windows(human, 48, 512, 99)
     assert plain(large) < 0.6 * np.mean([plain(rollouts) for rollouts in small])
     for function, spread in (
-        (lambda corpus: metrics.distinct(corpus, order=2), 0.03),
-        (metrics.unigram_entropy, 0.1),
+        (lambda found: corpus.distinct(found, order=2), 0.03),
+        (corpus.unigram_entropy, 0.1),
     ):
         few = np.array([function(Corpus.of(rollouts)) for rollouts in small])
         assert np.mean(few) == pytest.approx(function(Corpus.of(large)), abs=spread)
@@ -192,14 +192,14 @@ def test_ragged_rollouts_are_measured_at_the_same_tokens(human: Ids) -> None:
     lengths = np.random.default_rng(1).integers(16, 80, size=300)
     ragged = [window[:n] for window, n in zip(windows(human, 80, 300), lengths, strict=True)]
     equal = windows(human, 48, 300, 1)
-    values = [metrics.distinct(Corpus.of(rollouts), order=2) for rollouts in (ragged, equal)]
+    values = [corpus.distinct(Corpus.of(rollouts), order=2) for rollouts in (ragged, equal)]
     assert values[0] == pytest.approx(values[1], abs=0.04)
 
 
 def test_too_few_tokens_have_no_value() -> None:
-    corpus = Corpus.of([np.arange(10)] * 3)
-    assert metrics.distinct(corpus, order=2) == Missing("30 tokens of 1024")
-    assert metrics.unigram_entropy(corpus) == Missing("30 tokens of 1024")
+    whole = Corpus.of([np.arange(10)] * 3)
+    assert corpus.distinct(whole, order=2) == Missing("30 tokens of 1024")
+    assert corpus.unigram_entropy(whole) == Missing("30 tokens of 1024")
     found = metrics.summarise(metrics_of([of([1, 2])]), [np.array([1, 2])], [0])
     assert found["distinct_2"].value is None
 
@@ -214,10 +214,10 @@ def metrics_of(samples: list[Sample]) -> dict[str, list[float | None]]:
 def test_known_extremes_of_a_set() -> None:
     same = Corpus.of([np.zeros(64, dtype=np.int64)] * 20)
     other = Corpus.of([np.arange(64) + 64 * i for i in range(20)])
-    assert metrics.distinct(same, order=1) == pytest.approx(1 / 1024)
-    assert metrics.unigram_entropy(same) == pytest.approx(0, abs=1e-9)
-    assert metrics.distinct(other, order=4) == pytest.approx(1)
-    assert metrics.unigram_entropy(other) == pytest.approx(10)
+    assert corpus.distinct(same, order=1) == pytest.approx(1 / 1024)
+    assert corpus.unigram_entropy(same) == pytest.approx(0, abs=1e-9)
+    assert corpus.distinct(other, order=4) == pytest.approx(1)
+    assert corpus.unigram_entropy(other) == pytest.approx(10)
 
 
 def test_people_stand_between_loops_and_noise(human: Ids) -> None:

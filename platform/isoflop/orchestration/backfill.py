@@ -1,0 +1,137 @@
+"""What would an ended run have written, had it been asked, and what does another make of it?
+
+The same code as while it trained, on its checkpoints: captures that are there are left as they are,
+missing ones get the rows that they would have had. Of a finished run only the weights at the end
+are kept, so that is the step that can be asked again; of one that was stopped, its newest two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+
+from isoflop.data.mixture import Mixed, prepare_all
+from isoflop.data.prepare import Prepared
+from isoflop.orchestration.capturing import captures, write_references
+from isoflop.rollouts import capture, prompts
+from isoflop.rollouts.judge import judge
+from isoflop.run import Run, Spec
+from isoflop.training.distributed import Ranks
+from models.interface import Config, Model
+
+Zoo = Mapping[str, type[Config]]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A run as its folder tells of it."""
+
+    folder: Path
+    run: Run
+    study: str
+    axes: dict[str, Any]
+
+    @staticmethod
+    def read(folder: Path, zoo: Zoo) -> Ended:
+        """Raises ValueError where there is no run, or one of an unknown model."""
+        try:
+            values = json.loads((folder / "run.json").read_text())
+            run, study, axes = values["run"], values["study"], values["axes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} is not the folder of a run ({error!r})") from error
+        return Ended(folder=folder, run=Run.from_json(run, zoo), study=study, axes=axes)
+
+    def models(self) -> list[tuple[int, Path]]:
+        """Every step whose weights are kept, and where. Raises ValueError if there are none."""
+        found = sorted((self.folder / "checkpoints").glob("step-*"))
+        if not found:
+            raise ValueError(f"{self.folder} has no checkpoints: nothing can be asked of it")
+        return [(int(path.name.removeprefix("step-")), path) for path in found]
+
+    def load(self, path: Path) -> Model:
+        """The model with the weights of a checkpoint. Raises ValueError where it is damaged."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = self.run.model.build()
+        try:
+            load_model(model, str(path / "model.safetensors"))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"the weights in {path} cannot be read ({error})") from error
+        return model.to(device)
+
+    def prepared(self, cache: Path) -> Prepared | Mixed:
+        """Its text. Raises ValueError where what is there now is another one."""
+        made = prepare_all(self.run.data, cache)
+        if made.fingerprint != self.run.data.fingerprint:
+            raise ValueError(
+                f"the text {self.run.data.source!r} has changed since the run: its fingerprint is "
+                f"{made.fingerprint}, and was {self.run.data.fingerprint}"
+            )
+        return made
+
+
+def backfill(
+    folder: Path,
+    zoo: Zoo,
+    cache: Path,
+    *,
+    specs: Sequence[Spec] = (),
+    novelty: bool = False,
+    say: Say = lambda line: None,
+) -> list[Path]:
+    """The files of every set of prompts at every kept step: those of the run, and further `specs`.
+
+    `cache`: where texts are prepared. `novelty`: compare with what was read, also if the run did
+    not; for rows that are made now. Raises ValueError for what cannot be asked.
+    """
+    ended = Ended.read(folder, zoo)
+    own = ended.run.rollouts
+    asked = replace(own, specs=(*own.specs, *specs), novelty=own.novelty or novelty)
+    asked = prompts.read(asked)
+    capture.check(asked, ended.run.model.context)
+    if not asked.asked:
+        raise ValueError(f"{folder} was asked nothing; name prompts to ask now")
+    steps = ended.models()
+    # Rows belong to the run that was trained: its identity does not know what is asked later.
+    made = captures(
+        ended.run, ended.prepared(cache), folder / "rollouts", Ranks(),
+        study=ended.study, axes=ended.axes, asked=asked,
+    )  # fmt: skip
+    files = []
+    for step, path in steps:
+        model = ended.load(path)
+        tokens = step * ended.run.batch_tokens
+        flops = float(tokens) * ended.run.model.flops_per_token().training
+        for one in made:
+            found = one(model, step=step, tokens=tokens, flops=flops)
+            assert found is not None
+            said = "is there" if found.reused else f"{found.count} rollouts"
+            say(f"step {step}  {one.spec.name or 'own prompts'}: {said}, {found.rows}")
+            files.append(found.rows)
+    write_references(ended.run, ended.prepared(cache), made)
+    return files
+
+
+def rejudge(folder: Path, by: Path, zoo: Zoo, say: Say = lambda line: None) -> int:
+    """Write what the run in folder `by` makes of all rollouts of the run in `folder` into their
+    rows, as the metric `judged`; the number of them.
+
+    Raises ValueError where the two have other tokens, or there are no rollouts.
+    """
+    ended, other = Ended.read(folder, zoo), Ended.read(by, zoo)
+    if ended.run.data.fingerprint != other.run.data.fingerprint:
+        raise ValueError(f"{folder} and {by} have other texts or tokenizers: no judge for it")
+    files = sorted((folder / "rollouts").glob("step-*.parquet"))
+    if not files:
+        raise ValueError(f"{folder} has no rollouts to judge")
+    model = other.load(other.models()[-1][1])
+    count = sum(judge(file, model) for file in files)
+    say(f"{count} rollouts in {len(files)} captures judged by {by.name}")
+    return count

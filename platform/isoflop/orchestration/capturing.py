@@ -1,0 +1,179 @@
+"""How are the rollouts of one run captured, within their budget, by all of its workers?
+
+The loop calls a `Capturing` at the capture steps. Its sets of prompts share one index of what the
+run has read, and one budget. This file knows no Ray (`scribe` captures beside the trainer).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop.data import feed
+from isoflop.data.mixture import Mixed, parts
+from isoflop.data.prepare import Prepared
+from isoflop.rollouts import references
+from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
+from isoflop.rollouts.generate import Rollout
+from isoflop.rollouts.novelty import Reading
+from isoflop.rollouts.prompts import resolve
+from isoflop.rollouts.statistics import Aggregate
+from isoflop.run import Rollouts, Run
+from isoflop.training.checkpoint import Progress, write_json
+from isoflop.training.distributed import Ranks, agree, gather
+from isoflop.training.loop import Record
+from models.interface import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The workers of a run, as a capture sees them."""
+
+    ranks: Ranks
+
+    @property
+    def rank(self) -> int:
+        return self.ranks.rank
+
+    @property
+    def world(self) -> int:
+        return self.ranks.world
+
+    def agree(self, flag: bool) -> bool:
+        return agree(flag, self.ranks)
+
+    def gather(self, items: list[Rollout]) -> list[Rollout] | None:
+        return gather(items, self.ranks)
+
+
+def captures(
+    run: Run,
+    prepared: Prepared | Mixed,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    study: str = "",
+    axes: Mapping[str, Any] | None = None,
+    asked: Rollouts | None = None,
+) -> list[Capture]:
+    """Every set of prompts of a resolved run, ready to be asked; its rows go into `folder`.
+
+    `asked` is what it is asked instead of what it says itself.
+    """
+    asked = asked or run.rollouts
+    if not asked.asked:
+        return []
+    tokenizer, sources = prepared.tokenizer(), parts(prepared).values()
+    reads = feed.batches(run, prepared)
+    reading = Reading(reads) if asked.novelty else None
+    held_out = [part.validation() for part in sources]
+    return [
+        Capture(
+            spec,
+            resolve(spec, tokenizer, held_out=held_out, reads=reads, steps=run.steps),
+            tokenizer,
+            folder=folder,
+            context=run.model.context,
+            run=run.identity,
+            objective=run.objective,
+            study=study,
+            axes=axes or {},
+            reading=reading,
+            crew=Crew(ranks=ranks),
+        )
+        for spec in asked.asked
+    ]
+
+
+class Capturing:
+    """What the loop calls at the capture steps, on every rank."""
+
+    def __init__(self, run: Run, captures: Sequence[Capture], ranks: Ranks) -> None:
+        # Loaded before the clock of the budget runs: a process's first capture would seem ten times
+        # as dear as the next, and its run would have fewer captures than the others.
+        import pandas  # noqa: F401  # pyarrow looks for it when it first makes an array
+        import pyarrow.parquet  # noqa: F401
+
+        asked = run.rollouts
+        self.steps = schedule(run.steps, asked.captures, asked.every)
+        self.last = run.steps
+        self.flops_per_token = run.model.flops_per_token().training
+        self.batch_tokens = run.batch_tokens
+        self.budget = Budget(asked.budget)
+        self.expected = 0.0
+        self.captures = captures
+        self.ranks = ranks
+
+    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
+        affords = self.budget.affords(
+            spent=progress.capture_seconds,
+            training=progress.seconds,
+            expected=self.expected,
+            done=step / self.last,
+        )
+        if not agree(affords, self.ranks):
+            return {"capture/skipped": 1.0}
+        tokens = step * self.batch_tokens
+        flops = float(tokens) * self.flops_per_token
+        record: Record = {}
+        seconds = 0.0
+        for capture in self.captures:
+            captured = capture(model, step=step, tokens=tokens, flops=flops)
+            if captured is not None:
+                seconds += captured.seconds
+                record |= recorded(capture.spec.name, captured)
+        self.expected = seconds
+        return record
+
+
+def recorded(name: str, captured: Captured) -> Record:
+    """A capture's values and bounds as they are logged: rollout/METRIC, or rollout/SET/METRIC."""
+    record: Record = {}
+    for metric, aggregate in captured.aggregates.items():
+        key = f"rollout/{name}/{metric}" if name else f"rollout/{metric}"
+        if aggregate.value is not None:
+            record[key] = aggregate.value
+        if aggregate.low is not None and aggregate.high is not None:
+            record[f"{key}.low"] = aggregate.low
+            record[f"{key}.high"] = aggregate.high
+    return record
+
+
+def write_references(run: Run, prepared: Prepared | Mixed, captures: Sequence[Capture]) -> None:
+    """`references.json` beside a run's rows: what each metric is on held-out text of the rollouts'
+    length, by that length; where the run indexes what it reads, its novelty as of now.
+
+    Measured in nobody's budget: the metrics once per text, novelty when a run has ended.
+    """
+    sources = list(parts(prepared).values())
+    files = [part.validation() for part in sources]
+    folder = sources[0].folder if len(sources) == 1 else captures[0].folder
+    values: dict[str, dict[str, Aggregate]] = {}
+    for capture in captures:
+        length = capture.spec.new_tokens
+        if str(length) in values:
+            continue
+        found = references.references(folder, files, capture.tokenizer, length)
+        seen = capture.reading and capture.reading.until(run.steps)
+        values[str(length)] = found | (references.novelty(seen, files, length) if seen else {})
+    plain = {
+        length: {name: asdict(item) for name, item in found.items()}
+        for length, found in values.items()
+    }
+    captures[0].folder.mkdir(parents=True, exist_ok=True)
+    write_json(captures[0].folder / "references.json", plain)
+
+
+def read_references(folder: Path) -> dict[int, dict[str, Aggregate]]:
+    """What `write_references` left among a run's rows, by length; empty where there is nothing."""
+    try:
+        values = json.loads((folder / "references.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {
+        int(length): {name: Aggregate(**item) for name, item in found.items()}
+        for length, found in values.items()
+    }

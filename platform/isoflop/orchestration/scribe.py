@@ -1,0 +1,184 @@
+"""How are rollouts captured while training goes on? By another process, on copies of the weights.
+
+    trainer: copy the weights, offer them, go on        scribe: take the newest offer, capture
+
+The trainer waits for the copy only. What is offered while a capture is under way waits, at most one
+offer at a time: a newer one takes its place, so the scribe falls behind by one capture and never
+further. Step 0 and the end are never dropped; at the end the trainer waits for what is left. The
+rows are those that the trainer would have written itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from isoflop.data.mixture import Mixed
+from isoflop.data.prepare import Prepared
+from isoflop.orchestration.capturing import captures, recorded
+from isoflop.orchestration.job import Job
+from isoflop.rollouts.capture import schedule
+from isoflop.training.checkpoint import Progress
+from isoflop.training.distributed import Ranks
+from isoflop.training.loop import Record
+from isoflop.training.process import settle
+from models.interface import Model
+
+Weights = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """The weights of a step."""
+
+    step: int
+    weights: Weights
+    kept: bool  # whatever comes after it
+
+
+@dataclass(eq=False)
+class Desk:
+    """What waits for the scribe: offers that must be kept, and at most one other, the newest."""
+
+    waiting: list[Offer] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)  # steps
+
+    def put(self, offer: Offer) -> None:
+        for old in [old for old in self.waiting if not old.kept]:
+            self.waiting.remove(old)
+            self.dropped.append(old.step)
+        self.waiting.append(offer)
+
+    def take(self) -> Offer | None:
+        return self.waiting.pop(0) if self.waiting else None
+
+
+class Scribe:
+    """Captures what it is offered, one offer after the other, in a thread of its own."""
+
+    def __init__(self, job: Job, prepared: Prepared | Mixed) -> None:
+        settle(job.threads)
+        run = job.run
+        self.captures = captures(
+            run, prepared, job.folder / "rollouts", Ranks(), study=job.study, axes=job.axes
+        )
+        self.model: Model = run.model.build()
+        self.tokens = run.batch_tokens
+        self.flops = run.model.flops_per_token().training
+        self.desk, self.changed = Desk(), threading.Condition()
+        self.busy = False
+        self.record: Record = {}  # of the newest capture
+        self.error: BaseException | None = None
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def offer(self, step: int, weights: Weights, kept: bool) -> None:
+        """Put the weights of a step on the desk."""
+        with self.changed:
+            self.desk.put(Offer(step, weights, kept))
+            self.changed.notify_all()
+
+    def finish(self) -> tuple[Record, list[int]]:
+        """When nothing is left to do: the newest capture's record, and the steps that were dropped.
+        Raises what a capture raised."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.error or not (self.busy or self.desk.waiting))
+            if self.error is not None:
+                raise RuntimeError("a capture beside the training failed") from self.error
+            return self.record, self.desk.dropped
+
+    def _work(self) -> None:
+        while self.error is None:
+            with self.changed:
+                self.changed.wait_for(lambda: bool(self.desk.waiting))
+                offer = self.desk.take()
+                self.busy = True
+            assert offer is not None
+            try:
+                self.record = self._captured(offer)
+            except BaseException as error:  # told to whoever asks in `finish`
+                self.error = error
+            with self.changed:
+                self.busy = False
+                self.changed.notify_all()
+
+    def _captured(self, offer: Offer) -> Record:
+        weights = {name: torch.tensor(values) for name, values in offer.weights.items()}
+        self.model.load_state_dict(weights)
+        tokens = offer.step * self.tokens
+        record: Record = {}
+        for capture in self.captures:
+            found = capture(
+                self.model, step=offer.step, tokens=tokens, flops=float(tokens) * self.flops
+            )
+            assert found is not None, "a scribe works alone"
+            record |= recorded(capture.spec.name, found)
+        return record
+
+
+class Beside:
+    """What the loop calls at the capture steps, where a scribe does the work.
+
+    `offer` must return at once, `finish` when all is written: an actor's methods, or a `Scribe`'s.
+    The record of the last step holds the values of the end; those of earlier ones are in the rows.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        ranks: Ranks,
+        offer: Callable[[int, Weights, bool], object],
+        finish: Callable[[], tuple[Record, list[int]]],
+    ) -> None:
+        asked = job.run.rollouts
+        self.steps = schedule(job.run.steps, asked.captures, asked.every)
+        self.last = job.run.steps
+        self.ranks, self.offer, self.finish = ranks, offer, finish
+
+    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
+        if not self.ranks.leads:
+            return {}
+        began = time.perf_counter()
+        self.offer(step, weights(model), step in (0, self.last))
+        record: Record = {"capture/copy_seconds": time.perf_counter() - began}
+        if step == self.last:
+            found, dropped = self.finish()
+            record |= {**found, "capture/dropped": float(len(dropped))}
+        return record
+
+
+def weights(model: Model) -> Weights:
+    """A copy on the host: the trainer changes its own at the next step."""
+    return {
+        name: np.array(values.detach().cpu().numpy()) for name, values in model.state_dict().items()
+    }
+
+
+def beside(job: Job, ranks: Ranks, cpus: float = 0.0) -> Beside:
+    """A scribe of the run as a Ray actor that reserves so many cores, and its end in the trainer.
+
+    It needs a Ray cluster that this process is part of. It goes when the trainer does.
+    """
+    import ray
+
+    def nothing(step: int, weights: Weights, kept: bool) -> None: ...
+
+    if not ranks.leads:
+        return Beside(job, ranks, nothing, lambda: ({}, []))
+    remote: Any = ray.remote(Scribe)
+    actor = remote.options(num_cpus=cpus).remote(job, job.prepared)
+
+    def offer(step: int, weights: Weights, kept: bool) -> None:
+        actor.offer.remote(step, ray.put(weights), kept)  # in order: an actor has one thread
+
+    def finish() -> tuple[Record, list[int]]:
+        found: tuple[Record, list[int]] = ray.get(actor.finish.remote())
+        return found
+
+    return Beside(job, ranks, offer, finish)

@@ -1,0 +1,141 @@
+"""Does asking a run later give what it would have written, and nothing else?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.cli import main
+from isoflop.data.prepare import Prepared
+from isoflop.orchestration.backfill import backfill, rejudge
+from isoflop.orchestration.capturing import read_references
+from isoflop.orchestration.job import Job, execute
+from isoflop.rollouts.capture import read
+from isoflop.run import Rollouts, Run, Spec, Text
+from isoflop.training.distributed import Ranks
+from models import ZOO
+
+MakeRun = Callable[..., Run]
+MakeJob = Callable[..., Job]
+
+SPECS = (
+    Spec(name="held", kind="heldout_prefix", count=3, prefix_tokens=6, seeds=1, new_tokens=8),
+    Spec(name="trained", kind="train_prefix", count=3, prefix_tokens=6, temperature=0, seeds=1,
+         new_tokens=8),
+)  # fmt: skip
+ASKED = Rollouts(
+    prompts=("", "def "), seeds=2, new_tokens=8, captures=3, budget=1e6, specs=SPECS, novelty=True
+)
+KEY = ["step", "spec", "prompt_id", "sample_id"]
+
+
+@pytest.fixture
+def done(make_run: MakeRun, make_job: MakeJob, text_folder: Path) -> Job:
+    text = Text(source=str(text_folder), tokenizer="bytes", validation=0.1)
+    run = make_run(rollouts=ASKED)
+    job = make_job(replace(run, data=replace(text, fingerprint=run.data.fingerprint)))
+    assert execute(job, Ranks(), lambda records: None)["status"] == "finished"
+    return job
+
+
+def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    frames = [
+        frame.drop(columns="seconds").sort_values(KEY).reset_index(drop=True)
+        for frame in (one, other)
+    ]
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_lost_rows_come_back_as_they_were(done: Job, cache: Path) -> None:
+    before = read(done.folder / "rollouts")
+    assert set(before["spec"]) == {"", "held", "trained"} and before["m.novel_8"].notna().any()
+    last = sorted((done.folder / "rollouts").glob("step-00000020*.parquet"))
+    assert len(last) == 3
+    for path in last[:2]:
+        path.unlink()
+    files = backfill(done.folder, ZOO, cache)
+    assert sorted(files) == last
+    same(before, read(done.folder / "rollouts"))
+
+
+def test_references_lie_beside_the_rows(done: Job) -> None:
+    found = read_references(done.folder / "rollouts")[8]
+    assert found["compression"].value is not None and found["entropy"].value is None
+    assert 0 < (found["novel_8"].value or 0) <= 1
+    assert read_references(done.folder) == {}
+
+
+def test_training_prefixes_count_once_they_were_read(done: Job) -> None:
+    rows = read(done.folder / "rollouts")
+    trained = rows[rows["spec"] == "trained"]
+    early = trained[trained["first_read"] > trained["step"]]
+    assert len(early) and early["m.recalled"].isna().all()
+    assert (early["why.recalled"] == "training has not read the prompt's text yet").all()
+    assert trained[trained["step"] == 20]["m.recalled"].notna().all()
+    assert rows[rows["spec"] == "held"]["m.recalled"].notna().all()
+
+
+def test_further_prompts_and_a_judge(
+    done: Job, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("import \nclass ")
+    further = ["--prompts", str(own), "--new-tokens", "8", "--seeds", "3", "--data", str(cache)]
+    with pytest.raises(SystemExit) as ended:
+        main(["backfill", str(done.folder), *further, "--judge", str(done.folder)])
+    assert ended.value.code == 0 and "judged by" in capsys.readouterr().out
+    rows = read(done.folder / "rollouts")
+    assert (rows["spec"] == "own").sum() == 6
+    last = rows[rows["step"] == 20]
+    # Its own judge: what the rows say, in half precision and read at once instead of step by step.
+    np.testing.assert_allclose(last["m.judged"], last["m.surprise"], rtol=2e-3)
+    first = rows[rows["step"] == 0]
+    assert (first["m.judged"] > 0).all() and not np.allclose(first["m.judged"], first["m.surprise"])
+
+
+def test_what_cannot_be_asked_is_said(done: Job, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not the folder of a run"):
+        backfill(tmp_path, ZOO, cache)
+    values = json.loads((done.folder / "run.json").read_text())
+    values["run"]["data"]["fingerprint"] = "other"
+    (done.folder / "run.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="has changed since the run"):
+        backfill(done.folder, ZOO, cache)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "run.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="no rollouts to judge"):
+        rejudge(tmp_path / "empty", done.folder, ZOO)
+    with pytest.raises(ValueError, match="has no checkpoints"):
+        backfill(tmp_path / "empty", ZOO, cache)
+
+
+def test_two_workers_write_what_one_does(
+    make_run: MakeRun,
+    make_job: MakeJob,
+    start_jobs: Callable[[list[Job], int], list[subprocess.Popen[str]]],
+    bytes_text: Prepared,
+) -> None:
+    """At step 0, where the weights are equal to the bit: the same text, whoever wrote it."""
+    run = make_run(rollouts=ASKED)
+    alone, shared = make_job(run, "alone"), make_job(run, "shared")
+    assert execute(alone, Ranks(), lambda records: None)["status"] == "finished"
+    for process in start_jobs([shared], 2):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    first = [read(job.folder / "rollouts") for job in (alone, shared)]
+    assert len(first[0]) == len(first[1])
+    one, other = (rows[rows["step"] == 0].sort_values(KEY) for rows in first)
+    exact = [*KEY, "seed", "text", "stop_condition", "prompt_set"]
+    assert one[exact].to_dict("list") == other[exact].to_dict("list")
+    for name in ("logprobs", "entropies"):  # products of fewer rows round otherwise
+        for mine, theirs in zip(one[name], other[name], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-3)
+    assert not [name for name in os.listdir(shared.folder / "rollouts") if name.startswith(".")]

@@ -1,0 +1,101 @@
+"""Does another process write what the trainer would have, without ever making it wait?"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from isoflop.orchestration.cluster import Resources
+from isoflop.orchestration.job import Job, execute
+from isoflop.orchestration.scribe import Beside, Desk, Offer, Scribe, beside, weights
+from isoflop.rollouts.capture import read
+from isoflop.run import Rollouts, Run
+from isoflop.training.distributed import Ranks
+from isoflop.training.loop import Record
+
+MakeRun = Callable[..., Run]
+MakeJob = Callable[..., Job]
+ASKED = Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=4, budget=1e6)
+KEY = ["step", "spec", "prompt_id", "sample_id"]
+
+
+def quiet(records: list[Record]) -> None: ...
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    found = read(folder / "rollouts").drop(columns="seconds")
+    return found.sort_values(KEY).reset_index(drop=True)
+
+
+def test_only_the_newest_waits_but_ends_are_kept() -> None:
+    desk = Desk()
+    for step, kept in ((0, True), (1, False), (2, False), (3, False), (9, True)):
+        desk.put(Offer(step, {}, kept))
+    taken = [desk.take() for _ in range(3)]
+    assert [offer.step if offer else None for offer in taken] == [0, 9, None]
+    assert desk.dropped == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("default")  # Ray's own warnings are not ours
+def test_a_scribe_writes_what_the_trainer_would(
+    ray_cluster: Resources, make_run: MakeRun, make_job: MakeJob
+) -> None:
+    run = make_run(rollouts=ASKED)
+    alone, helped = make_job(run, "alone"), replace(make_job(run, "helped"), beside=True)
+    results = [execute(alone, Ranks(), quiet), execute(helped, Ranks(), quiet, beside)]
+    assert [found["status"] for found in results] == ["finished", "finished"], results
+    assert results[0]["loss"] == results[1]["loss"], "to the bit"
+    assert results[0]["rollouts"] == results[1]["rollouts"], "the end is waited for"
+    mine, theirs = rows(alone.folder), rows(helped.folder)
+    assert {0, 20} <= set(theirs["step"]) <= set(mine["step"])
+    both = mine[mine["step"].isin(theirs["step"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(both, theirs)
+
+
+class Slow:
+    """A scribe whose captures wait until they may."""
+
+    def __init__(self) -> None:
+        self.desk = Desk()
+        self.may = threading.Event()
+
+    def offer(self, step: int, found: object, kept: bool) -> None:
+        self.desk.put(Offer(step, {}, kept))
+
+    def finish(self) -> tuple[Record, list[int]]:
+        return {"rollout/entropy": 1.0}, self.desk.dropped
+
+
+def test_a_slow_scribe_never_makes_training_wait(make_run: MakeRun, make_job: MakeJob) -> None:
+    job = replace(make_job(make_run(rollouts=ASKED)), beside=True)
+    slow = Slow()
+    ended = execute(
+        job, Ranks(), quiet, lambda job, ranks: Beside(job, ranks, slow.offer, slow.finish)
+    )
+    assert ended["status"] == "finished" and ended["rollouts"]["rollout/entropy"] == 1.0
+    assert [offer.step for offer in slow.desk.waiting] == [0, 20] and len(slow.desk.dropped) == 2
+
+
+def test_weights_are_copies(make_run: MakeRun) -> None:
+    model = make_run().model.build()
+    copied = weights(model)
+    before = {name: values.copy() for name, values in copied.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(np.array_equal(copied[name], before[name]) for name in copied)
+
+
+def test_an_error_of_a_scribe_is_told(make_run: MakeRun, make_job: MakeJob) -> None:
+    job = make_job(make_run(rollouts=ASKED))
+    scribe = Scribe(job, job.prepared)
+    scribe.offer(0, {"nonsense": np.zeros(1)}, True)
+    with pytest.raises(RuntimeError, match="beside the training failed"):
+        scribe.finish()

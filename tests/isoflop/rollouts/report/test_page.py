@@ -1,0 +1,182 @@
+"""Does the page hold what the models wrote, as text and nothing else, and does it draw?"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import importlib.util
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from isoflop import cli
+from isoflop.orchestration.job import Job, execute
+from isoflop.rollouts.capture import read
+from isoflop.rollouts.report import page, pieces, store, terminal
+from isoflop.rollouts.report.terminal import LEFT, Place, press
+from isoflop.run import Rollouts, Run
+from isoflop.training.distributed import Ranks
+
+EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>"
+ROLLOUTS = Rollouts(prompts=(EVIL, "", "import "), seeds=3, new_tokens=12, budget=1e9)
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def study(make_run: Callable[..., Run], make_job: Callable[..., Job], tmp_path: Path) -> Path:
+    """Two finished runs with their rollouts, as a study leaves them."""
+    for seed in range(2):
+        run = make_run(rollouts=ROLLOUTS, seed=seed)
+        job = make_job(run, f"toy/runs/{run.identity}", seed=seed)
+        assert execute(job, Ranks(), lambda records: None)["status"] == "finished"
+    return tmp_path / "toy"
+
+
+def held(text: str, name: str) -> Any:
+    found = re.search(f'id="data-{name}">([^<]*)<', text)
+    assert found
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
+def test_the_page_holds_the_rows_and_no_text_of_a_model(study: Path) -> None:
+    written = page.build(study, study / "page.html").read_text()
+    assert "onerror" not in written and written.count("<script>") == 1
+    about, rows = held(written, "about"), held(written, "1")
+    assert about["prompts"] == list(ROLLOUTS.prompts)
+    assert [run["label"] for run in about["runs"]] == ["seed=0", "seed=1"]
+    run = store.runs(study)[1]
+    frame = read(run.folder / "rollouts")
+    assert {int(step) for step in rows} == set(frame["step"])
+    for step, kept in rows.items():
+        for prompt, sample, text, spans, digits, *_, values in kept:
+            of = frame[(frame["step"] == int(step)) & (frame["sample_id"] == sample)]
+            (row,) = of[of["prompt"] == about["prompts"][prompt]].to_dict("records")
+            assert text == row["text"] and len(digits) == row["n_tokens"]
+            assert spans is None or sum(spans) == len(text.encode("utf-16-le")) // 2
+            length = values[about["names"].index("length")]
+            assert length == row["n_tokens"]
+    curves = held(written, "curves")[1]["entropy"]
+    assert [point[0] for point in curves] == sorted(run.captures)
+    assert all(low <= value <= high for _, value, low, high in curves)
+
+
+def test_what_does_not_fit_is_left_out_and_said(study: Path) -> None:
+    runs = store.runs(study)
+    captures = len(runs[0].captures)
+    whole = page.select(runs, 10_000)
+    assert whole.rows == whole.written == 2 * captures * 9
+    thin = page.select(runs, 20)
+    assert thin.rows <= max(20, 2 * page.FEWEST * 3) and thin.samples == 1
+    about = held(page.build(study, study / "page.html", most=20).read_text(), "about")
+    assert about["selection"]["written"] > about["selection"]["rows"]
+    with pytest.raises(ValueError, match="rows is 0"):
+        page.select(runs, 0)
+
+
+def test_chosen_captures_keep_the_ends() -> None:
+    steps = [0, 1, 3, 9, 20, 50]
+    assert store.chosen(steps, 9) == steps
+    assert store.chosen(steps, 3) == [0, 3, 50] and store.chosen(steps, 1) == [50]
+
+
+def test_the_command(study: Path, capsys: Any, tmp_path: Path) -> None:
+    for words, code in (([str(study)], 0), ([str(tmp_path / "no")], 2), ([str(study), "--tui"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["rollouts", *words])
+        assert ended.value.code == code
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(study / "rollouts.html")
+    assert "holds no rollouts" in shown.err and "needs a terminal" in shown.err
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs Chromium and playwright",
+)
+def test_a_browser_draws_it_and_runs_nothing_else(study: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    target = page.build(study, study / "page.html").resolve()
+    said: list[str] = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        view = browser.new_page(viewport={"width": 390, "height": 844})
+        view.on("console", lambda message: said.append(message.text))
+        view.on("pageerror", lambda error: said.append(str(error)))
+        view.on("dialog", lambda dialog: said.append(dialog.message))
+        view.goto(target.as_uri())
+        view.wait_for_selector("body[data-ready]")
+        cells = sum(len(run.captures) for run in store.runs(study))
+        assert view.locator("table.grid td .text").count() == cells
+        assert EVIL in view.locator(".given").inner_text()
+        for tab, wanted in (("strips", "svg"), ("ranked", ".card"), ("diff", ".card")):
+            view.click(f"[data-tab={tab}]")
+            view.wait_for_selector(f"#{tab} {wanted}")
+        view.click("[data-tab=blind]")
+        view.click("text=A is better")
+        view.wait_for_selector("text=save 1 as JSONL")
+        with view.expect_download() as saved:
+            view.click("#save")
+        (line,) = Path(saved.value.path()).read_text().splitlines()
+        choice = json.loads(line)
+        assert choice["preferred"] == "a" and choice["a"]["run"] != choice["b"]["run"]
+        assert view.title() == "toy · rollouts · isoflop"
+        assert view.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        browser.close()
+    assert said == []
+
+
+@given(some.lists(some.text(max_size=4), max_size=8))
+def test_spans_follow_whole_characters(parts: list[str]) -> None:
+    parts = [part.encode("utf-8", "replace").decode() for part in parts]
+    sizes = np.array([len(part.encode()) for part in parts], dtype=np.int64)
+    spans = pieces.spans("".join(parts), sizes)
+    if not parts:
+        assert spans is None
+        return
+    assert spans == [len(part.encode("utf-16-le")) // 2 for part in parts]
+    assert pieces.spans("".join(parts) + "x", sizes) is None
+
+
+def test_digits_of_probabilities() -> None:
+    logprobs = np.log([1.0, 0.99, 0.55, 0.05, 1e-30])
+    assert pieces.digits(logprobs) == "99500"
+    assert pieces.digits(np.array([math.nan, -math.inf])) == "00"
+
+
+def test_keys_lead_through_a_study(study: Path) -> None:
+    from rich.console import Console
+
+    runs = store.runs(study)
+    tokenizer = store.tokenizer(study, runs[0])
+    place: Place | None = Place()
+    for key in ("r", "p", "S", LEFT, "x"):
+        assert place is not None
+        place = press(place, key, runs)
+    assert place == Place(run=1, prompt=1, sample=2, capture=1)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal.shown(place, runs, tokenizer))
+    row = terminal.row_at(runs[1], place)
+    assert row is not None and (row["prompt"], row["sample_id"]) == ("", 2)
+    assert row["step"] == sorted(runs[1].captures)[-2]
+    shown = console.export_text()
+    assert "seed=1" in shown and "(empty prompt)" in shown and f"step {row['step']} " in shown
+    other = press(place, "d", runs)
+    assert other is not None
+    console.print(terminal.shown(other, runs, tokenizer))
+    assert "against seed=0" in console.export_text()
+    assert press(other, "q", runs) is None
+
+
+def test_a_terminal_is_told_no_commands() -> None:
+    assert terminal.visible("a\x1b[2Jb\tc\n\x07") == "a\ufffd[2Jb\tc\n\ufffd"
