@@ -1,0 +1,91 @@
+"""What does a cluster's file say, and which nodes does it have now? Without Ray's launcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster import names
+from cluster.keys import ssh_key
+from cluster.prime.records import Endpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A node that commands can be run on."""
+
+    id: str
+    name: str
+    kind: str  # head or worker
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A cluster's file, as far as it matters here."""
+
+    name: str
+    provider: dict[str, Any]
+    types: dict[str, Any]
+    key: Path  # that opens its nodes
+
+    @property
+    def hosts(self) -> Path:
+        """Where the nodes' host keys are pinned."""
+        return names.folder(self.name) / "known_hosts"
+
+
+def read(path: Path) -> File:
+    """Raises ValueError if there is no such file, or it is none of a cluster."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"no cluster's file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(config, dict) or not {"cluster_name", "provider"} <= config.keys():
+        raise ValueError(f"{path} has no cluster_name and provider: no cluster's file")
+    names.check_cluster(config["cluster_name"])
+    key = (config.get("auth") or {}).get("ssh_private_key")
+    return File(
+        name=config["cluster_name"],
+        provider=config["provider"],
+        types=config.get("available_node_types") or {},
+        key=Path(key).expanduser() if key else ssh_key(config["cluster_name"]),
+    )
+
+
+def targets(file: File) -> list[Target]:
+    """The nodes that are ready, the head first. Raises ValueError if there is no head."""
+    found = _listed(file) if "nodes" in file.provider else _rented(file)
+    found.sort(key=lambda target: (target.kind != "head", target.name))
+    if not found or found[0].kind != "head":
+        raise ValueError(f"cluster {file.name} has no head that is ready: ray up starts one")
+    return found
+
+
+def _listed(file: File) -> list[Target]:
+    from cluster.static import listed
+
+    nodes = listed(file.provider["nodes"], file.name).values()
+    return [
+        Target(id=n.id, name=str(n.identity), kind=n.identity.kind, endpoint=n.endpoint)
+        for n in nodes
+        if n.endpoint
+    ]
+
+
+def _rented(file: File) -> list[Target]:
+    from cluster.prime.account import account
+    from cluster.prime.api import Client
+
+    found = []
+    for pod in Client(account()).pods():
+        identity = names.parse(pod.name)
+        if identity and identity.cluster == file.name and pod.ready and pod.endpoints[0]:
+            target = Target(id=pod.id, name=pod.name, kind=identity.kind, endpoint=pod.endpoints[0])
+            found.append(target)
+    return found

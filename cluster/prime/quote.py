@@ -1,0 +1,46 @@
+"""What will it cost to start this cluster? Said before Ray asks whether to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.keys import ssh_key
+from cluster.prime.api import Client
+from cluster.prime.money import Limits
+from cluster.prime.offers import choices, explain, wish
+
+
+def quote(types: Mapping[str, Any], limits: Limits, client: Client, *, several: bool) -> str:
+    """One line for each node type (`available_node_types`), and the limits."""
+    lines = []
+    for name, values in types.items():
+        wanted = wish(values["node_config"])
+        offers = client.offers(gpu_type=wanted.gpu)
+        fit = choices(offers, wanted, several=several)
+        least, most = values.get("min_workers", 0), values.get("max_workers", 1)
+        count = f"{least} to {most}" if most != least else f"{most}"
+        if not fit:
+            lines.append(f"{name}: none now; {explain(offers, wanted, several=several)}")
+            continue
+        best = fit[0]
+        lines.append(
+            f"{name}: {best.price:.2f} $/h each ({count}; {best.gpu_count} {best.gpu_type}, "
+            f"{best.provider}, {best.region or 'anywhere'}; {wanted.price:g} $/h at most)"
+        )
+    lines.append(
+        f"limits: {limits.dollars_per_hour:g} $/h, {limits.dollars:g} $ and {limits.hours:g} h in "
+        f"all; everything ends after {limits.idle_minutes:g} idle minutes"
+    )
+    lines.append(f"balance: {client.balance():.2f} $")
+    return "\n".join(lines)
+
+
+def registered(client: Client, cluster: str) -> str:
+    """The id of the cluster's SSH key at the API, registered if it is not yet."""
+    public = ssh_key(cluster).with_suffix(".pub").read_text().strip()
+    core = public.split()[1]
+    for key in client.ssh_keys():
+        if core in str(key.get("publicKey")).split():
+            return str(key["id"])
+    return client.add_ssh_key(f"isoflop-{cluster}", public)

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Makes a rented node ready for isoflop. Run it as often as you like: what is there is kept.
+#
+#   ISOFLOP_PYTHON    version of Python (default 3.11)
+#   ISOFLOP_TORCH     index of torch wheels, if not the one that fits the driver
+#   ISOFLOP_FLASH     1: also flash-attn, from a wheel only; it is never compiled here
+#   ISOFLOP_DATA      a script of the repository that fetches data, run at the end
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+
+venv="$PWD/.venv"
+version="${ISOFLOP_PYTHON:-3.11}"
+
+say() { printf 'setup: %s\n' "$*"; }
+
+root() { # as root, with sudo where this user is not
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+packages() { # only what is missing
+  local missing=()
+  command -v curl >/dev/null || missing+=(curl)
+  command -v rsync >/dev/null || missing+=(rsync)
+  command -v git >/dev/null || missing+=(git)
+  [ "${#missing[@]}" = 0 ] && return
+  say "installing ${missing[*]}"
+  root apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive root apt-get install -y -qq "${missing[@]}" >/dev/null
+}
+
+install_uv() {
+  export PATH="$HOME/.local/bin:$PATH"
+  command -v uv >/dev/null && return
+  say "installing uv"
+  curl -LsSf https://astral.sh/uv/install.sh | sh >/dev/null
+}
+
+index_of_driver() { # torch's wheels for the CUDA that the driver speaks; CPU without one
+  local cuda
+  cuda="$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\)\.\([0-9]*\).*/\1\2/p' || true)"
+  case "$cuda" in
+    "") echo cpu ;;
+    12[0-7]) echo cu126 ;;
+    12[89]) echo cu128 ;;
+    *) if [ "$cuda" -ge 130 ]; then echo cu130; else echo cu126; fi ;;
+  esac
+}
+
+install_project() {
+  [ -x "$venv/bin/python" ] || uv venv -q --python "$version" "$venv"
+  local torch="${ISOFLOP_TORCH:-https://download.pytorch.org/whl/$(index_of_driver)}"
+  local want
+  want="$(cksum pyproject.toml) $torch"
+  if [ "$(cat "$venv/.isoflop" 2>/dev/null)" = "$want" ]; then
+    say "project is installed"
+    return
+  fi
+  say "installing the project, torch from ${torch##*/}"
+  uv pip install -q --python "$venv/bin/python" --index "$torch" \
+    --index-strategy unsafe-best-match -e .
+  printf '%s' "$want" >"$venv/.isoflop"
+}
+
+install_flash() { # a wheel that fits, or a sentence
+  [ "${ISOFLOP_FLASH:-0}" = 1 ] || return 0
+  "$venv/bin/python" -c 'import flash_attn' 2>/dev/null && return 0
+  uv pip install -q --python "$venv/bin/python" --only-binary flash-attn 'flash-attn>=2.8' ||
+    say "no wheel of flash-attn fits this torch: torch's own attention is used"
+}
+
+on_path() { # for Ray's launcher and for people, whose shells read this file
+  local line="export PATH=\"$venv/bin:\$HOME/.local/bin:\$PATH\" RAY_AUTH_MODE=token"
+  touch "$HOME/.bashrc"
+  grep -qxF "$line" "$HOME/.bashrc" && return
+  printf '%s\n' "$line" | cat - "$HOME/.bashrc" >"$HOME/.bashrc.new"
+  mv "$HOME/.bashrc.new" "$HOME/.bashrc"
+}
+
+packages
+install_uv
+install_project
+install_flash
+on_path
+if [ -n "${ISOFLOP_DATA:-}" ]; then
+  "$venv/bin/python" "$ISOFLOP_DATA"
+fi
+say "ready: $("$venv/bin/python" -c 'import torch; print("torch", torch.__version__, torch.cuda.device_count(), "GPUs")')"

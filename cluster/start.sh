@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Starts Ray on a node: `start.sh head`, or `start.sh worker ADDRESS_OF_HEAD`.
+#
+# Only the ports that nodes need from each other are opened, always the same ones; the dashboard, and
+# everything else that people look at, listens on localhost. Ray asks everybody for the token.
+#   ISOFLOP_NODE_ADDRESS   what the other nodes call this one (set by the launcher)
+#   ISOFLOP_RAY            more options for `ray start`
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+PATH="$PWD/.venv/bin:$PATH"
+
+role="$1"
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+umask 077
+ulimit -n 65535 2>/dev/null || true
+
+if [ ! -s "$HOME/.ray/auth_token" ]; then
+  echo "start: ~/.ray/auth_token is missing; without it anybody could run code here" >&2
+  exit 1
+fi
+chmod 600 "$HOME/.ray/auth_token"
+
+if [ -n "${ISOFLOP_SLOT:-}" ]; then # provider.network: overlay
+  bash cluster/wireguard.sh
+fi
+
+options=(
+  "--node-ip-address=$ISOFLOP_NODE_ADDRESS"
+  --node-manager-port=6380
+  --object-manager-port=6381
+  --metrics-export-port=6382
+  --dashboard-agent-grpc-port=6383
+  --dashboard-agent-listen-port=6384
+  --runtime-env-agent-port=6385
+  --min-worker-port=10002
+  --max-worker-port=10999
+  --disable-usage-stats
+)
+read -ra more <<<"${ISOFLOP_RAY:-}"
+
+ray stop >/dev/null
+if [ "$role" = head ]; then
+  ray start --head --port=6379 --include-dashboard=true --dashboard-host=127.0.0.1 \
+    --dashboard-port=8265 --autoscaling-config="$HOME/ray_bootstrap_config.yaml" \
+    "${options[@]}" "${more[@]}"
+  bash cluster/mlflow.sh start
+  python -m cluster.prime.watch --detach
+else
+  ray start --address="$2:6379" "${options[@]}" "${more[@]}"
+fi
