@@ -20,9 +20,18 @@ from isoflop.data.loader import Batches, windows
 from isoflop.data.prepare import Prepared, prepare
 from isoflop.orchestration.job import Job
 from isoflop.run import AdamW, Evaluation, Run, Text, short
-from isoflop.training.evaluate import held_out
+from isoflop.targets import suiting
+from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Inputs
-from models import Config, GPT2Config, LlamaConfig
+from models import (
+    Config,
+    DiffusionConfig,
+    DiTConfig,
+    GPT2Config,
+    LlamaConfig,
+    SerialT5Config,
+    T5Config,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +43,10 @@ if os.environ.get("CI"):
 SMALL: dict[str, Config] = {
     "gpt2": GPT2Config(context=32, width=16, depth=2, heads=2),
     "llama": LlamaConfig(context=32, width=16, depth=2, heads=2),
+    "diffusion": DiffusionConfig(context=32, width=16, depth=2, heads=2),
+    "dit": DiTConfig(context=32, width=16, depth=1, heads=2),
+    "t5": T5Config(context=32, width=16, depth=2, heads=2),
+    "t5_serial": SerialT5Config(context=32, width=16, depth=1, heads=2),
     "llama-tied": LlamaConfig(context=32, width=16, depth=1, heads=4, kv_heads=2, tied=True),
 }
 
@@ -74,8 +87,10 @@ def bpe_text(text_folder: Path, cache: Path) -> Prepared:
 
 def small_run(model: str | Config = "gpt2", **changes: Any) -> Run:
     """20 steps of four windows of 32 bytes, unless `changes` say otherwise; not resolved."""
+    config = SMALL[model] if isinstance(model, str) else model
     values: dict[str, Any] = {
-        "model": SMALL[model] if isinstance(model, str) else model,
+        "model": config,
+        "objective": suiting(config)(),
         "data": Text(source="somewhere", tokenizer="bytes", validation=0.1),
         "optimizer": AdamW(lr=1e-2),
         "batch_tokens": 128,
@@ -110,9 +125,9 @@ def make_inputs(bytes_text: Prepared) -> Callable[[Run], Inputs]:
         context = run.model.context
         batches = Batches(bytes_text.train(), context=context, rows=run.rows, seed=run.seed)
         count = max(1, run.evaluation.tokens // context)
-        ids, targets = windows(bytes_text.validation(), context, count)
+        rows = windows(bytes_text.validation(), context, count)
         sizes = torch.from_numpy(bytes_text.tokenizer().token_bytes())
-        return Inputs(batches=batches, held_out=held_out(ids, targets, sizes))
+        return Inputs(batches=batches, held_out=HeldOut(rows, sizes))
 
     return make
 

@@ -3,14 +3,22 @@
 The rooms, in reading order (data order):
 
     run            what one training run is: frozen values, hashed and written as JSON
+    text           its part that says which text, and how it fills rows
+    captures       its part that says what the model is asked to write, and when
+    targets        what a run may be asked to predict: three objectives as values
     design         a question as values: axes, their points, one run per point
     study          the command line that every study has
     campaign       what that command does on one machine: plan, train, report
+    upcoming       which run a study should do next, and doing it
+    preregister    the largest runs, held back until their loss is predicted
+    planning       which study a budget pays for: `isoflop plan`
     data           text -> tokens -> shards -> batches
     objectives     what is predicted, and the loss
     (models)       the zoo: a top-level package of its own, plain torch
     training       the one loop: step, optimizer and schedule, ranks, checkpoints, evaluation
+    exchange       models in the form of the Hugging Face hub, and our checkpoints by themselves
     rollouts       what the model writes while it learns: generate, capture, measure
+    sample         what a checkpoint writes after a prompt: `isoflop sample`
     tracking       the only file that imports mlflow
     scaling        laws: minima, fits, intervals, verdict, figures
     record         the run table, from which everything is concluded

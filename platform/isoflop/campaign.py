@@ -28,12 +28,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from isoflop import record, tracking
-from isoflop.data.prepare import Prepared, prepare
+from isoflop import preregister, record, tracking
+from isoflop.data import feed
+from isoflop.data.mixture import Mixed, parts, prepare_all
+from isoflop.data.prepare import Prepared
 from isoflop.design import Point, Study, UserError, build, user_input
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.progress import Progress, duration
-from isoflop.rollouts import capture
+from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
@@ -49,6 +51,7 @@ class Machine:
     address: str | None = None
     workers: int = 1
     at_once: int | None = None
+    beside: bool = False  # rollouts are captured by processes of their own
 
     def __post_init__(self) -> None:
         for name in ("workers", "at_once"):
@@ -69,6 +72,7 @@ class Campaign:
     machine: Machine
     jobs: list[Job]  # every point of the study, under this command's overrides
     chosen: list[Job]  # those that --only keeps
+    preregister: bool = False  # predict the largest budget before it starts
 
     @property
     def folder(self) -> Path:
@@ -90,7 +94,7 @@ class Campaign:
             if machine.tracking:
                 tracking.check(machine.tracking)
             prepared = _prepared({run.data for _, run in runs}, machine, quiet)
-            jobs = [_job(study, machine, point, run, prepared[run.data]) for point, run in runs]
+            jobs = [job_of(study, machine, point, run, prepared[run.data]) for point, run in runs]
         wanted = [job for job in jobs if job.axes in points]
         return Campaign(
             study=study, machine=machine, jobs=_distinct(jobs), chosen=_distinct(wanted)
@@ -122,19 +126,21 @@ class Campaign:
 
     def report(self) -> str:
         """Analyse what there is, write the run table and the report; the verdict in words."""
-        from isoflop import report
+        from isoflop.report.analysis import analyse, judge
+        from isoflop.report.page import build as lay_out
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        table = record.table(self.jobs)
+        table, predicted = preregister.scores(self.folder, record.table(self.jobs))
         record.save(table, self.folder / "runs.parquet")
         family, budget = f"axis.{self.study.family}", f"axis.{self.study.budget}"
-        analysis = report.analyse(table, family=family, budget=budget)
-        page = report.build(
+        unit, judged, curves = judge(self.study.objective, table, record.curves(self.jobs))
+        analysis = analyse(judged, curves=curves, family=family, budget=budget, unit=unit)
+        page = lay_out(
             self.folder,
             name=self.study.name,
             question=self.study.question,
-            table=table,
-            curves=record.curves(self.jobs),
+            table=judged,
+            curves=curves,
             rollouts=record.rollouts(self.jobs),
             family=family,
             budget=budget,
@@ -143,6 +149,8 @@ class Campaign:
         text: str = analysis.verdict.text
         sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in sentences))
+        if predicted:
+            print(predicted)
         print(f"\nreport  {_near(page)}")
         return text
 
@@ -184,7 +192,10 @@ class Campaign:
                 print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
                 progress = stack.enter_context(Progress(left, done))
                 watcher = _Both(progress, _Tracked(tracker, self.study))
-                run_points(left, share, self.folder / "ray", watcher)
+                for stage in preregister.stages(self, left) if self.preregister else [left]:
+                    run_points(stage, share, self.folder / "ray", watcher)
+                    if (self.folder / "stop").exists():
+                        break
                 self._stop_missing(left, progress)
         finally:
             warm.result()
@@ -229,16 +240,20 @@ class Campaign:
         return "\n        ".join(lines)
 
 
-def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Prepared]:
+def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Prepared | Mixed]:
     """Every text of the study, with a spinner on a terminal while it takes long."""
     from rich.console import Console
 
     console = Console(quiet=quiet)
     with console.status("preparing the text") as status:
-        return {text: prepare(text, machine.storage / "data", status.update) for text in texts}
+        return {text: prepare_all(text, machine.storage / "data", status.update) for text in texts}
 
 
-def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepared) -> Job:
+def job_of(
+    study: Study, machine: Machine, point: Point, run: Run, prepared: Prepared | Mixed
+) -> Job:
+    """The run of one point, resolved, with its place. Raises ValueError for what would fail."""
+    run = replace(run, rollouts=prompts.read(run.rollouts))
     resolved = run.resolve(vocab=prepared.vocab, fingerprint=prepared.fingerprint)
     _check(resolved, machine, prepared)
     folder = machine.storage / study.name
@@ -250,10 +265,11 @@ def _job(study: Study, machine: Machine, point: Point, run: Run, prepared: Prepa
         folder=(folder / "runs" / resolved.identity).absolute(),
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
+        beside=machine.beside,
     )
 
 
-def _check(run: Run, machine: Machine, prepared: Prepared) -> None:
+def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
     """Raise ValueError for what would fail, or crawl, in every run once it has started."""
     if run.precision == "bfloat16" and machine.address is None and not has_bfloat16():
         raise ValueError(
@@ -261,20 +277,21 @@ def _check(run: Run, machine: Machine, prepared: Prepared) -> None:
             "than float32; leave it at 'auto'"
         )
     need = run.model.context + 1
-    sides = (("training", prepared.train_tokens), ("validation", prepared.validation_tokens))
-    for side, tokens in sides:
-        if tokens < need:
-            raise ValueError(
-                f"the {side} text has {tokens} tokens, fewer than the {need} of one window; "
-                "use more text or a smaller model.context"
-            )
+    for name, part in parts(prepared).items():
+        sides = (("training", part.train_tokens), ("validation", part.validation_tokens))
+        for side, tokens in sides:
+            if tokens < need:
+                raise ValueError(
+                    f"the {side} text {name and f'of {name!r} '}has {tokens} tokens, fewer than "
+                    f"the {need} of one window; use more text or a smaller model.context"
+                )
+    feed.check(run, prepared)
     if run.rows % machine.workers:
         raise ValueError(
             f"a batch of {run.rows} rows cannot be shared equally by {machine.workers} workers; "
             "choose --workers or batch_tokens so that it can"
         )
-    if run.rollouts.prompts:
-        capture.check(run.rollouts, run.model.context)
+    capture.check(run.rollouts, run.model.context)
 
 
 def _close(tracker: tracking.Tracker) -> bool:
@@ -304,7 +321,7 @@ def _status(job: Job) -> str:
 
 def _import_report() -> None:
     """The report's libraries take seconds to import."""
-    from isoflop import report  # noqa: F401
+    from isoflop.report import page  # noqa: F401
 
 
 def _spent(jobs: list[Job], wall: float, at_once: int) -> str:

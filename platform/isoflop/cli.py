@@ -6,9 +6,25 @@ Nothing heavy is imported before it is known to be needed: `isoflop --help` is q
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import command as cluster
+from isoflop import sample
+from isoflop.data import command as data
+from isoflop.planning.options import add as plan_options
+from isoflop.report.command import options as compare_options
+from isoflop.rollouts.report.command import options as rollouts_options
+from isoflop.scaling.options import register
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from isoflop.data.parallel import Runner
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who reads has read enough, as `head` does; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # what a shell says of a program that SIGPIPE ended
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=12, help="pairs measured per shape (default: 12)"
     )
     train.set_defaults(act=_bench_train)
+    text_out = kinds.add_parser("generate", help="text written, against the transformers library")
+    text_out.add_argument("--vocab", type=int, default=8192, help="default: %(default)s")
+    text_out.add_argument("--pairs", type=int, default=5, help="per load (default: %(default)s)")
+    text_out.set_defaults(act=_bench_generate)
     points = kinds.add_parser(
         "grid", help="what orchestration, tracking and the report add to a grid of short runs"
     )
@@ -56,8 +79,44 @@ def parser() -> argparse.ArgumentParser:
     laws.add_argument("--resamples", type=int, default=1000, help="default: %(default)s")
     laws.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     laws.set_defaults(act=_bench_fit)
+    texts = kinds.add_parser(
+        "data", help="text to shards, vocabularies and batches against their peers; memory"
+    )
+    texts.add_argument(
+        "--size", type=int, default=200, help="MB of text to prepare (default: %(default)s)"
+    )
+    texts.add_argument(
+        "--tokenizer", default="bpe-4096", help="it is prepared with (default: %(default)s)"
+    )
+    texts.add_argument("--rounds", type=int, default=5, help="pairs (default: %(default)s)")
+    texts.set_defaults(act=_bench_data)
+    asked = kinds.add_parser(
+        "rollouts", help="measuring 1,000 rollouts, and an index of what a run has read"
+    )
+    asked.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    asked.set_defaults(act=_bench_rollouts)
 
-    _fit_options(verbs.add_parser("fit", help="scaling laws from a table of runs (CSV, parquet)"))
+    register(
+        verbs.add_parser("fit", help="scaling laws from runs: a table, a study, MLflow"),
+        experiment=_experiment,
+    )
+
+    compare_options(
+        verbs.add_parser("compare", help="two studies, or two commits of a model: who is better?")
+    )
+
+    rollouts_options(
+        verbs.add_parser("rollouts", help="what the models wrote, side by side"), _held_out
+    )
+
+    plan = verbs.add_parser("plan", help="the IsoFLOP study that a budget pays for")
+    plan_options(plan)
+    plan.set_defaults(act=_plan)
+
+    data.add(verbs, _join)
+    _backfill_options(verbs.add_parser("backfill", help="ask a run that has ended"))
+
+    sample.add(verbs.add_parser("sample", help="what a checkpoint writes after a prompt"))
 
     ui = verbs.add_parser("ui", help="show the runs in MLflow (on this machine only)")
     ui.add_argument(
@@ -68,65 +127,59 @@ def parser() -> argparse.ArgumentParser:
     )
     ui.add_argument("--port", type=int, default=5000, help="default: %(default)s")
     ui.set_defaults(act=_ui)
+    cluster.add(verbs)
     return text
 
 
-def _fit_options(fit: argparse.ArgumentParser) -> None:
-    """`isoflop fit`; neither torch nor Ray is imported for it."""
-    add = fit.add_argument
-    add("table", type=Path, help="one row per run: .csv, .tsv, .jsonl or .parquet")
-    add("--n", metavar="COLUMN", help="parameters (default: params, N, ...)")
-    add("--d", metavar="COLUMN", help="tokens (default: tokens, D, ...), or the rule C/6N")
-    add("--loss", metavar="COLUMN", help="final loss (default: loss, L, ...)")
-    add("--c", metavar="COLUMN", default="6ND", help="training FLOPs, or the rule 6ND (default)")
-    add("--by", metavar="COLUMN", help="families, each with a law of its own")
-    add("--weights", metavar="COLUMN", help="how much each run counts (default: 1)")
-    add("--unique", metavar="COLUMN", help="distinct tokens, where data were repeated")
-    forms = "chinchilla, tied, kaplan, gadre (default: these), broken, farseer, repetition"
-    add("--form", action="append", help=f"{forms}; repeatable")
-    add("--objective", default="huber", help="huber (default), l1, l2 or asymmetric, on ln L")
-    add("--delta", type=float, default=1e-3, help="of huber and asymmetric (default: %(default)s)")
-    add("--over", type=float, help="asymmetric: cost of a law above a run (default: 10)")
-    add("--pin", action="append", default=[], metavar="NAME=VALUE", help="hold a parameter")
-    add("--share", action="append", default=[], metavar="NAME", help="one value for all of --by")
-    add("--resamples", type=int, default=1000, help="of the runs (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
-    add("--drop", type=int, default=0, metavar="K", help="leave the K highest losses out")
-    add(
-        "--target", type=float, metavar="C", help="FLOPs to optimise for (default: the largest run)"
+def _experiment(address: str, name: str) -> pd.DataFrame:
+    from isoflop.tracking import experiment
+
+    return experiment(address, name)
+
+
+def _backfill_options(text: argparse.ArgumentParser) -> None:
+    text.description = (
+        "What a run would have written, from the weights that it keeps: missing captures, further "
+        "prompts, and what another run of the study makes of it all."
     )
-    add("--out", type=Path, metavar="FOLDER", help="also write a report there")
-    add("--json", action="store_true", help="print one JSON object per line and form instead")
-    fit.set_defaults(act=_fit)
+    text.add_argument("run", type=Path, help="a run's folder: STORAGE/STUDY/runs/IDENTITY")
+    text.add_argument(
+        "--prompts", action="append", default=[], metavar="SOURCE",
+        help="further ones: text, code, or a .txt or .jsonl file; repeatable")  # fmt: skip
+    text.add_argument("--seeds", type=int, default=4, help="of further prompts (%(default)s)")
+    text.add_argument("--new-tokens", type=int, default=64, help="(default: %(default)s)")
+    text.add_argument("--novelty", action="store_true", help="compare with what the run had read")
+    text.add_argument("--judge", type=Path, metavar="RUN", help="another run's folder")
+    text.add_argument("--data", type=Path, help="prepared texts (default: STORAGE/data)")
+    text.set_defaults(act=_backfill)
 
 
-def _fit(options: argparse.Namespace) -> int:
-    from isoflop.scaling.columns import Columns
-    from isoflop.scaling.command import Question, pins, show
-    from isoflop.scaling.forms import FORMS
-    from isoflop.scaling.objective import named
+def _backfill(options: argparse.Namespace) -> int:
+    from isoflop.orchestration.backfill import backfill, rejudge
+    from isoflop.run import Spec
+    from models import ZOO
 
-    question = Question(
-        path=options.table,
-        columns=Columns(
-            n=options.n,
-            d=options.d,
-            loss=options.loss,
-            c=options.c,
-            by=options.by,
-            weights=options.weights,
-            unique=options.unique,
-        ),
-        forms=tuple(dict.fromkeys(options.form or FORMS)),
-        objective=named(options.objective, delta=options.delta, over=options.over),
-        resamples=options.resamples,
-        seed=options.seed,
-        drop=options.drop,
-        target=options.target,
-        pinned=pins(options.pin),
-        shared=tuple(dict.fromkeys(options.share)),
-    )
-    return show(question, as_json=options.json, out=options.out)
+    specs = [
+        Spec(
+            name=Path(source).stem,
+            source=source,
+            seeds=options.seeds,
+            new_tokens=options.new_tokens,
+        )
+        for source in options.prompts
+    ]
+    folder = options.run.absolute()
+    cache = options.data or folder.parents[2] / "data"
+    backfill(folder, ZOO, cache, specs=specs, novelty=options.novelty, say=print)
+    if options.judge:
+        rejudge(folder, options.judge, ZOO, say=print)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from isoflop.planning.command import show
+
+    return show(options)
 
 
 def _bench_train(options: argparse.Namespace) -> int:
@@ -135,16 +188,46 @@ def _bench_train(options: argparse.Namespace) -> int:
     return show(options.model, options.steps)
 
 
+def _bench_generate(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks.generation import show
+
+    return show(options.vocab, options.pairs)
+
+
 def _bench_grid(options: argparse.Namespace) -> int:
     from isoflop.benchmarks.grid import show
 
     return show(options.points, options.seconds)
 
 
+def _bench_data(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks.data import show
+
+    return show(options.size, options.tokenizer, options.rounds)
+
+
+def _bench_rollouts(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks.rollouts import show
+
+    return show(options.rounds)
+
+
 def _bench_fit(options: argparse.Namespace) -> int:
     from isoflop.benchmarks.fit import show
 
     return show(options.runs, options.share, options.resamples, options.seed)
+
+
+def _held_out(folder: Path) -> Any:
+    from isoflop.data.prepared import Prepared
+
+    return Prepared.read(folder).validation().ids
+
+
+def _join(address: str) -> AbstractContextManager[Runner]:
+    from isoflop.orchestration.preparing import join
+
+    return join(address)
 
 
 def _ui(options: argparse.Namespace) -> int:

@@ -6,10 +6,11 @@ These are values; what a study's command does with them is in `study` and `campa
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def user_input() -> Iterator[None]:
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 
+
+OBJECTIVES = ("val/loss", "val/bits_per_byte")  # what families are judged by
 
 Point = dict[str, Any]  # axis name to value
 
@@ -77,6 +80,7 @@ def grid(**axes: Sequence[Any]) -> Grid:
 class Study:
     """A named question. `family` is the axis that tells the compared models apart (each gets a law
     of its own), `budget` the axis of equal compute (each value gets an IsoFLOP curve).
+    `objective`: what the report judges by; bits per byte where tokenizers differ.
     """
 
     name: str
@@ -87,6 +91,11 @@ class Study:
     budget: str = "flops"
 
     def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"the objective of study {self.name!r} is {self.objective!r}; "
+                f"it must be one of {', '.join(OBJECTIVES)}"
+            )
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise ValueError(
                 f"a study's name is {self.name!r}; it must be of letters, digits, - and _"
@@ -115,6 +124,32 @@ class Study:
             for name, value in point.items()
             if name in varied or len(varied) == 0
         )
+
+
+ADDED = "points.json"  # in a study's folder: points that `--next --go` took up
+
+
+def added(folder: Path) -> list[Point]:
+    """The points that became part of a study after its file was written. Raises ValueError."""
+    try:
+        points = json.loads((folder / ADDED).read_text())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ValueError(f"{folder / ADDED} cannot be read: {error}") from None
+    return [dict(point) for point in points]
+
+
+def extended(study: Study, storage: Path) -> Study:
+    """The study with what was added to it. Points of axes that it no longer has are refused."""
+    folder = storage / study.name
+    more = [point for point in added(folder) if point not in list(study.points)]
+    if any(set(point) != set(study.points.axes) for point in more):
+        raise ValueError(
+            f"{folder / ADDED} holds points of other axes than {', '.join(study.points.axes)}; "
+            "move it away if the study has changed"
+        )
+    return replace(study, points=Grid((*study.points, *more))) if more else study
 
 
 def select(study: Study, only: Sequence[str]) -> list[Point]:

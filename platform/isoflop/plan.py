@@ -10,15 +10,14 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from typing import Any
-
-import torch
 
 from isoflop import objectives
+from isoflop.data.rows import sample
 from isoflop.orchestration.job import Job
 from isoflop.progress import duration
 from isoflop.run import Run, short
 from isoflop.training import optimizer
+from isoflop.training.distributed import Ranks
 from isoflop.training.process import settle
 from isoflop.training.step import update
 from models.interface import Config
@@ -100,11 +99,10 @@ def _seconds(run: Run, rates: dict[Config, float]) -> float:
 def _measure(run: Run) -> float:
     model = run.model.build().train()
     optim = optimizer.build(model, run.optimizer)
-    objective: Any = objectives.build(run.objective)
-    ids = torch.randint(run.model.vocab, (run.rows, run.model.context + 1))
-    batch = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-    update(model, optim, objective, batch, run, "cpu")
+    objective = objectives.build(run.objective, run.model)
+    batch = objective.batch(sample(run.rows, run.model.context, run.model.text_vocab))
+    update(model, optim, objective, batch, run, Ranks())
     started = time.perf_counter()
     for _ in range(2):
-        update(model, optim, objective, batch, run, "cpu")
+        update(model, optim, objective, batch, run, Ranks())
     return 2 * _step_flops(run) / (time.perf_counter() - started)

@@ -7,7 +7,7 @@ MLflow holds the same numbers for looking at; nothing is ever read back from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
     """
     assert run.tokens is not None
     count, tokens = run.model.parameters(), run.tokens
-    shape = {f"model.{k}": v for k, v in asdict(run.model).items() if v is not None}
+    shape = dict(_flat(asdict(run.model), "model"))
     return {
         "model": run.model.name,
         **shape,
@@ -39,6 +39,10 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
         "steps": run.steps,
         "batch_tokens": run.batch_tokens,
         "learning_rate": run.optimizer.lr,
+        "weight_decay": run.optimizer.weight_decay,
+        "beta2": run.optimizer.betas[1],
+        "decay": run.schedule.decay,
+        "warmup": run.schedule.warmup,
         "seed": run.seed,
         "tokenizer": run.data.tokenizer,
         "text": run.data.fingerprint,
@@ -46,6 +50,15 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
         "flops_6nd_all": 6.0 * count.all * tokens,
         "flops_6nd_without_embeddings": 6.0 * count.without_embeddings * tokens,
     }
+
+
+def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is set, by its path."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}.{name}")
+        elif value is not None:
+            yield f"{path}.{name}", value
 
 
 def table(jobs: Sequence[Job]) -> pd.DataFrame:
@@ -67,7 +80,9 @@ def _row(job: Job) -> dict[str, Any]:
         "error": ended.get("error"),
         **{f"axis.{name}": value for name, value in job.axes.items()},
         **described(job.run, job.prepared.train_tokens),
+        **ended.get("data", {}),  # exact, where the sizes of the text are not
         **{name: ended.get(name) for name in RESULTS},
+        "noise_scale": ended.get("noise_scale"),
         "capture_seconds": ended.get("capture_seconds"),
         "evaluation_seconds": ended.get("evaluation_seconds"),
         "started": ended.get("started"),
@@ -75,6 +90,7 @@ def _row(job: Job) -> dict[str, Any]:
         "device": ended.get("device"),
         "workers": ended.get("workers"),
         "host": ended.get("host"),
+        "code": ended.get("versions", {}).get("code"),
         **ended.get("rollouts", {}),
     }
 

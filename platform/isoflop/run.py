@@ -12,43 +12,33 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from models.interface import Config
+from isoflop import targets
+from isoflop.captures import Rollouts, Spec
+from isoflop.targets import Autoregressive, MaskedDiffusion, SpanDenoising
+from isoflop.text import Part, Text
+from isoflop.text import check as _check
+from models.interface import Config, Scales, younger
 
-
-def _check(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Which text, and how it becomes tokens.
-
-    `source`: "python-stdlib" (the standard library's own source, on every machine), or the path of
-    a file or folder of .txt, .md, .py, .jsonl or .parquet. `tokenizer`: "bpe-N" (a byte-level BPE
-    of N tokens trained on the training split), "bytes", or the name of a tiktoken encoding ("gpt2",
-    ...).
-    """
-
-    SHORTHAND: ClassVar[str] = "source"  # what `--set data=VALUE` sets
-
-    source: str = "python-stdlib"
-    tokenizer: str = "bpe-2048"
-    validation: float = 0.05  # share of the documents that is held out, chosen by content hash
-    fingerprint: str = ""  # hash of the content and the tokenizer, once prepared
-
-    def __post_init__(self) -> None:
-        _check(0 < self.validation < 1, "data.validation", self.validation, "between 0 and 1")
-        _check(bool(self.source), "data.source", self.source, "a path or 'python-stdlib'")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Autoregressive:
-    """Predict each token from those before it; the loss is the mean cross entropy in nats."""
+__all__ = [
+    "AdamW",
+    "Autoregressive",
+    "Checkpoints",
+    "Evaluation",
+    "MaskedDiffusion",
+    "Part",
+    "Rollouts",
+    "Run",
+    "Schedule",
+    "SpanDenoising",
+    "Spec",
+    "Text",
+    "override",
+    "short",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +86,53 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parametrisation:
+    """How initial weights and learning rates follow the model's size, from a base size on.
+
+    standard    not at all: they are what the model and the optimizer say
+    mup         the optimum found at the base width holds at any width (Yang et al. 2022)
+    completep   and the one found at the base depth at any depth (Dey et al. 2025, alpha = 1)
+
+    All are the same at the base. The rules are in `isoflop/training/parametrisation.py`.
+    """
+
+    SHORTHAND: ClassVar[str] = "kind"
+
+    kind: Literal["standard", "mup", "completep"] = "standard"
+    width: int = 128  # of the base
+    depth: int = 4  # of the base; completep only
+    head: int = 0  # numbers in a head of the base; 0: heads keep their size, and grow in number
+
+    def __post_init__(self) -> None:
+        kinds = ("standard", "mup", "completep")
+        _check(self.kind in kinds, "parametrisation.kind", self.kind, f"one of {', '.join(kinds)}")
+        for name, least in (("width", 1), ("depth", 1), ("head", 0)):
+            value = getattr(self, name)
+            _check(value >= least, f"parametrisation.{name}", value, f"at least {least}")
+
+    def ratios(self, model: Config) -> tuple[float, float]:
+        """The model's width, and its depth, in those of the base; depth counts for completep."""
+        width, depth = (getattr(model, name, None) for name in ("width", "depth"))
+        if width is None or depth is None:
+            raise ValueError(
+                f"parametrisation.kind is {self.kind!r}; {model.name} has no width and depth to "
+                f"scale by, so it must be 'standard'"
+            )
+        return width / self.width, depth / self.depth if self.kind == "completep" else 1.0
+
+    def applied(self, model: Config) -> Config:
+        """The model with the factors in its forward pass; see `models.interface.Scales`."""
+        if self.kind == "standard":
+            return model
+        size = getattr(model, "size", self.head)
+        larger = size / self.head if self.head else 1.0
+        scales = Scales(logits=1 / self.ratios(model)[0], attention=larger**-0.5)
+        known = model.scales in (Scales(), scales)
+        _check(known, "model.scales", model.scales, f"left out: {self.kind} makes it {scales}")
+        return replace(model, scales=scales)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Held-out loss on the same windows for every run of a study."""
 
@@ -103,34 +140,12 @@ class Evaluation:
 
     tokens: int = 2**15  # predicted tokens per evaluation, rounded to whole windows
     times: int = 4  # evaluations per run at log-spaced points; the last is the end of the run
+    # At each, measure the gradient noise scale too, for the price of a step: which batch pays?
+    noise_scale: bool = younger(False)
 
     def __post_init__(self) -> None:
         _check(self.tokens > 0, "evaluation.tokens", self.tokens, "above 0")
         _check(self.times > 0, "evaluation.times", self.times, "above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    """What the model is asked to write while it learns: every prompt with every seed, each time.
-
-    Captured at step 0, at the end, and at log-spaced points between as far as `budget` allows.
-    """
-
-    SHORTHAND: ClassVar[str] = "captures"
-
-    prompts: tuple[str, ...] = ()  # none: no rollouts; "" is the empty prompt
-    seeds: int = 4
-    temperature: float = 1.0  # 0 is greedy
-    new_tokens: int = 64
-    captures: int = 4  # at most, step 0 and the end included
-    budget: float = 0.02  # share of the training time that captures may take
-
-    def __post_init__(self) -> None:
-        _check(self.seeds > 0, "rollouts.seeds", self.seeds, "above 0")
-        _check(self.temperature >= 0, "rollouts.temperature", self.temperature, "at least 0")
-        _check(self.new_tokens > 0, "rollouts.new_tokens", self.new_tokens, "above 0")
-        _check(self.captures >= 2, "rollouts.captures", self.captures, "at least 2")
-        _check(self.budget >= 0, "rollouts.budget", self.budget, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +169,14 @@ class Run:
     batch_tokens: int  # per optimizer step, over all workers; a multiple of the model's context
     tokens: int | None = None  # training length in tokens, rounded to whole steps
     flops: float | None = None  # or in exact training FLOPs
-    data: Text = Text()
-    objective: Autoregressive = Autoregressive()
+    data: Text = Text()  # noqa: RUF009  # frozen, so it can be shared
+    objective: targets.Objective = field(default_factory=Autoregressive)
     schedule: Schedule = Schedule()
+    parametrisation: Parametrisation = younger(Parametrisation())
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     evaluation: Evaluation = Evaluation()
-    rollouts: Rollouts = Rollouts()
+    rollouts: Rollouts = Rollouts()  # noqa: RUF009  # frozen, too
     checkpoints: Checkpoints = Checkpoints()
 
     def __post_init__(self) -> None:
@@ -180,20 +196,21 @@ class Run:
         allowed = ("auto", "float32", "bfloat16")
         _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
         _check(0 <= self.seed < 2**64, "seed", self.seed, "at least 0 and below 2**64")
+        targets.fits(self.objective, self.model)
 
     def resolve(self, *, vocab: int, fingerprint: str) -> Run:
         """The run with its vocabulary, its text's fingerprint and its length in whole steps."""
-        if self.model.vocab not in (0, vocab):
+        model = self.parametrisation.applied(self.objective.prepare(self.model, vocab))
+        if self.model.vocab not in (0, model.vocab):
             raise ValueError(
                 f"model.vocab is {self.model.vocab}, but the tokenizer {self.data.tokenizer!r} has "
-                f"{vocab} tokens; leave model.vocab out and it is taken from the tokenizer"
+                f"{model.vocab} tokens; leave model.vocab out and it is taken from the tokenizer"
             )
         if self.data.fingerprint not in ("", fingerprint):
             raise ValueError(
                 f"the text {self.data.source!r} has changed: this run was made on content "
                 f"{self.data.fingerprint}, and what is there now is {fingerprint}"
             )
-        model = replace(self.model, vocab=vocab)
         wanted = self.tokens or (self.flops or 0) / model.flops_per_token().training
         steps = max(1, round(wanted / self.batch_tokens))
         data = replace(self.data, fingerprint=fingerprint)
@@ -225,8 +242,13 @@ class Run:
         Raises AssertionError on a run that is not resolved: its content is not known yet.
         """
         assert self.resolved, "only a resolved run has an identity"
-        content = self.as_json()
-        del content["checkpoints"], content["data"]["source"]
+        content = {**self.as_json(), "data": self.data.science()}
+        content["rollouts"] = self.rollouts.science()
+        _forget(self, content)
+        for name in ("model", "evaluation"):
+            _forget(getattr(self, name), content[name])
+        del content["checkpoints"]
+        del content["model"]["markers"]  # follows from the objective
         text = json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -234,7 +256,7 @@ class Run:
         """Plain values; `model` carries the architecture's name as `kind`."""
         values = asdict(self)
         values["model"] = {"kind": self.model.name, **values["model"]}
-        values["objective"] = {"kind": type(self.objective).__name__.lower(), **values["objective"]}
+        values["objective"] = targets.as_json(self.objective)
         return values
 
     @staticmethod
@@ -250,12 +272,18 @@ class Run:
         kind = values["model"].pop("kind", None)
         if kind not in zoo:
             raise ValueError(f"model.kind is {kind!r}; known models: {', '.join(sorted(zoo))}")
-        objective = values["objective"].pop("kind", None)
-        if objective != "autoregressive":
-            raise ValueError(f"objective.kind is {objective!r}; known objectives: autoregressive")
+        objective = targets.named(values["objective"].pop("kind", None))
         values["model"] = _build(zoo[kind], values["model"], "model")
+        values["objective"] = _build(objective, values["objective"], "objective")
         run: Run = _build(Run, values, "run")
         return run
+
+
+def _forget(part: Any, values: dict[str, Any]) -> None:
+    """Leave out the fields that are younger than the first finished runs and at their default."""
+    for each in fields(part):
+        if each.metadata.get("younger") and getattr(part, each.name) == each.default:
+            del values[each.name]
 
 
 def _canonical(value: Any) -> Any:
@@ -283,13 +311,15 @@ def override(run: Run, path: str, text: str) -> Run:
 
 def _override(value: Any, names: list[str], text: str, path: str) -> Any:
     name, *rest = names
-    known = {field.name for field in fields(value)}
+    known = {part.name for part in fields(value)}
     if name not in known:
         raise ValueError(
             f"--set {path}: {type(value).__name__} has no field {name!r}; "
             f"it has {', '.join(sorted(known))}"
         )
     current = getattr(value, name)
+    if isinstance(current, targets.Objective) and not rest:
+        return replace(value, **{name: targets.named(text, where=f"--set {path}")()})
     if not rest and is_dataclass(current) and hasattr(current, "SHORTHAND"):
         rest = [current.SHORTHAND]
     if rest and not is_dataclass(current):
@@ -297,7 +327,7 @@ def _override(value: Any, names: list[str], text: str, path: str) -> Any:
     if rest:
         return replace(value, **{name: _override(current, rest, text, path)})
     if is_dataclass(current):
-        inner = ", ".join(f"{path}.{field.name}" for field in fields(current))
+        inner = ", ".join(f"{path}.{part.name}" for part in fields(current))
         raise ValueError(f"--set {path}: name one of its fields: {inner or 'it has none'}")
     changes = {name: _parse(get_type_hints(type(value))[name], text, path)}
     if isinstance(value, Run) and name in ("tokens", "flops"):
@@ -321,7 +351,7 @@ def _parse(kind: Any, text: str, path: str) -> Any:
 def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """A dataclass from plain values, nested ones and tuples restored."""
     hints = get_type_hints(kind)
-    known = {field.name for field in fields(kind)}
+    known = {part.name for part in fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{where}.{unknown[0]} is unknown; {where} has {', '.join(sorted(known))}")
@@ -331,9 +361,18 @@ def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         if isinstance(value, Mapping):
             value = _build(hint, value, f"{where}.{name}")
         elif isinstance(value, list):
-            value = tuple(value)
+            value = tuple(_items(hint, value, f"{where}.{name}"))
         arguments[name] = value
     try:
         return kind(**arguments)
     except TypeError as error:  # a field that is missing, or compared with what it cannot be
         raise ValueError(f"{where} cannot be built: {error}") from None
+
+
+def _items(hint: Any, values: list[Any], where: str) -> Iterator[Any]:
+    """The items of a tuple, dataclasses built where the hint asks for them."""
+    kind = next(iter(get_args(hint)), None)
+    for value in values:
+        if is_dataclass(kind) and not isinstance(value, Mapping):
+            raise ValueError(f"{where} holds {value!r}; it must hold tables of fields")
+        yield _build(kind, value, where) if isinstance(value, Mapping) else value

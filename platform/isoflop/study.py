@@ -15,10 +15,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.design import Grid, Point, Study, UserError, grid, select, user_input
+from isoflop.design import (
+    Grid,
+    Point,
+    Study,
+    UserError,
+    extended,
+    grid,
+    select,
+    user_input,
+)
 from isoflop.run import short
 
 if TYPE_CHECKING:
@@ -44,16 +54,25 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 def _dispatch(study: Study, options: argparse.Namespace) -> int:
     from isoflop.campaign import Campaign, Machine
 
+    asked = [
+        name for name in ("go", "target", "spend", "price") if getattr(options, name) is not None
+    ]
+    if asked and not options.next:
+        raise UserError(f"--{asked[0]} belongs to --next")
+    storage = Path(options.storage or study.file.parent / "results")
     with user_input():
+        study = extended(study, storage)
         chosen = select(study, options.only)
     machine = Machine(
-        storage=Path(options.storage or study.file.parent / "results"),
+        storage=storage,
         tracking=options.tracking,
         address=options.address,
         workers=options.workers,
         at_once=options.at_once,
+        beside=options.beside,
     )
     campaign = Campaign.prepare(study, machine, chosen, options.set, quiet=options.print_config)
+    campaign = replace(campaign, preregister=options.preregister)
     return _act(campaign, options)
 
 
@@ -71,6 +90,11 @@ def _act(campaign: Campaign, options: argparse.Namespace) -> int:
     if options.report:
         campaign.report()
         return 0
+    if options.next:
+        from isoflop.upcoming import Wish, next_runs
+
+        wish = Wish(go=options.go, target=options.target, spend=options.spend, price=options.price)
+        return next_runs(campaign, options.set, wish)
     return campaign.go()
 
 
@@ -100,6 +124,15 @@ def parser(study: Study) -> argparse.ArgumentParser:
     modes.add_argument(
         "--report", action="store_true", help="rebuild the report from what has finished"
     )
+    modes.add_argument(
+        "--next", action="store_true", help="rank the runs that would tell most for their cost"
+    )
+    what.add_argument(
+        "--preregister",
+        action="store_true",
+        help="train the largest budget last, its loss predicted and written down before",
+    )
+    _next_options(text.add_argument_group("with --next"))
     which = text.add_argument_group("which points")
     which.add_argument(
         "--only", action="append", default=[], metavar="AXIS=VALUE",
@@ -121,6 +154,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--at-once", type=int, metavar="N", help="runs side by side (default: all cores or GPUs)"
     )
     where.add_argument(
+        "--beside",
+        action="store_true",
+        help="capture rollouts in processes of their own, so that training does not wait for them",
+    )
+    where.add_argument(
         "--tracking",
         metavar="URI",
         help="MLflow server or database (default: SQLite in the storage)",
@@ -132,6 +170,23 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     where.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return text
+
+
+def _next_options(add: argparse._ArgumentGroup) -> None:
+    add.add_argument(
+        "--go", type=int, nargs="?", const=1, metavar="K", help="run the best K (default: 1)"
+    )
+    add.add_argument(
+        "--target", type=float, metavar="C",
+        help="FLOPs to predict the loss for (default: 10 times the largest run)",
+    )  # fmt: skip
+    add.add_argument(
+        "--spend", type=float, metavar="C",
+        help="at most so many FLOPs, or dollars with a price (default: as much as so far)",
+    )  # fmt: skip
+    add.add_argument(
+        "--price", type=float, metavar="DOLLARS", help="per hour of this machine: rank by dollars"
+    )
 
 
 __all__ = ["Grid", "Point", "Study", "UserError", "grid", "main"]

@@ -18,14 +18,19 @@ def status(*arguments: str) -> int:
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("--help") == 0
     shown = capsys.readouterr().out
-    for word in ("bench", "ui", "python studies/"):
+    for word in ("bench", "data", "ui", "python studies/"):
         assert word in shown
-    for arguments in (["bench", "--help"], ["bench", "train", "--help"], ["ui", "--help"]):
+    for arguments in (
+        ["bench", "--help"],
+        ["bench", "train", "--help"],
+        ["ui", "--help"],
+        ["data", "prepare", "--help"],
+    ):
         assert status(*arguments) == 0
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["train"], ["bench"], ["bench", "everything"], ["ui", "--port", "http"]
+    [], ["train"], ["bench"], ["bench", "everything"], ["data"], ["ui", "--port", "http"]
 ])  # fmt: skip
 def test_wrong_commands_are_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

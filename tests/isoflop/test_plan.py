@@ -85,3 +85,9 @@ def test_show_adds_up(
     assert f"about {duration(each)} with 2 at once" in capsys.readouterr().out
     show(jobs, [], workers=1, at_once=None)
     assert "0 of 3 runs to train: 0 FLOPs, about 0 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["diffusion", "t5"])
+def test_every_family_of_models_can_be_timed(model: str, make_run: MakeRun) -> None:
+    run = make_run(model)
+    assert throughput([run])[run.model] > 0

@@ -108,6 +108,7 @@ def test_labels_name_what_differs() -> None:
     ({"name": "../x"}, "a study's name is '../x'"),
     ({"family": "model"}, "'model' is not an axis of study 'small'; it has arch, width, flops"),
     ({"budget": "tokens"}, "'tokens' is not an axis"),
+    ({"objective": "loss"}, "is 'loss'; it must be one of val/loss, val/bits_per_byte"),
 ])  # fmt: skip
 def test_a_study_that_cannot_be_is_refused(changes: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -302,6 +303,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["--set", "batch_tokens=3200000", "--set", "model.context=1600000"],
         "fewer than the 1600001 of one window",
     ),
+    "rows": (["--set", "data.rows=heap"], "'stream', 'packed', 'best-fit'"),
+    "stride": (["--set", "data.stride=33"], "stride is 33; it must be from 1 to the context (32)"),
+    "epochs": (["--set", "data.most_epochs=1e-9"], "would read the text 0.0"),
+    "source and mixture": (["--set", 'data.mixture=[{"source": "a"}]'], "data.source is '"),
     "rollouts": (["--set", "rollouts.new_tokens=500"], "rollouts.new_tokens is 500"),
     "prompts": (["--set", 'rollouts.prompts=["a", "a"]'], "'a' twice"),
     "server": (["--tracking", "http://127.0.0.1:9"], "no MLflow server answers at"),

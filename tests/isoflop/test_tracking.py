@@ -125,3 +125,71 @@ def test_links_open_model_training_and_hold_every_run() -> None:
     assert all("workflowType=machine_learning" in link for link in found.values())
     assert 'runs=["r1", "r2"]' in unquote(found["compare"])
     assert "compare" not in tracking.links("http://127.0.0.1:5000", "7", ["r1"])
+
+
+def test_an_experiment_is_read_back_as_a_table(store: str, tmp_path: Path) -> None:
+    """By SQL and by MLflow's own search alike: params as numbers, last metrics, no deleted run."""
+    import pandas as pd
+    from mlflow.tracking import MlflowClient
+
+    tracker = Tracker(store, "table", tmp_path / "artifacts")
+    for key, width, status in (
+        ("a1", 8, "finished"),
+        ("b2", 16, "diverged"),
+        ("c3", 32, "stopped"),
+    ):
+        described = {"axis.arch": "gpt2", "width": width, "loss": "cross entropy"}
+        tracker.start(key, f"run {key}", described, {"isoflop.kind": "run"})
+        tracker.log(key, records(0, 1))
+        loss = 3.0 if status == "finished" else float("nan")
+        tracker.end(key, status, {"loss": loss, "tokens": 1e6 * width}, [])
+    tracker.start("study", "the study", {}, {"isoflop.kind": "study"})
+    tracker.close()
+    client = MlflowClient(store)
+    (gone,) = [run for run in runs(store, "table") if run.data.tags["isoflop.identity"] == "c3"]
+    client.delete_run(gone.info.run_id)
+    fast = tracking.experiment(store, "table").sort_values("run").reset_index(drop=True)
+    assert fast["run"].tolist() == ["a1", "b2"]
+    assert fast["status"].tolist() == ["finished", "failed"]
+    assert fast["width"].tolist() == [8, 16] and fast["axis.arch"].tolist() == ["gpt2"] * 2
+    assert fast["tokens"].tolist() == [8e6, 1.6e7] and fast["loss/held out"].iloc[0] > 4
+    heads, values = tracking._by_search(store, "table")
+    assert {head["run"] for head in heads} == {"a1", "b2", "study"} and values["params"]
+    sql_heads, sql_values = tracking._by_sql(store.removeprefix("sqlite:///"), "table")
+    key = pd.DataFrame(heads).sort_values("id").reset_index(drop=True)
+    assert key.equals(pd.DataFrame(sql_heads).sort_values("id").reset_index(drop=True))
+    for kind in ("params", "metrics"):
+        pairs = [{(r, k): v for r, k, v in found[kind]} for found in (values, sql_values)]
+        assert set(pairs[0]) == set(pairs[1])
+        assert all(v == pairs[1][k] or v != v for k, v in pairs[0].items())
+
+
+def test_what_is_no_experiment_is_refused(store: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no experiment 'other'; there are: "):
+        tracking.experiment(store, "other")
+    with pytest.raises(ValueError, match="there is no MLflow database"):
+        tracking.experiment(f"sqlite:///{tmp_path / 'absent.db'}", "grid")
+    (tmp_path / "text.db").write_text("not a database, though it is long enough to look at" * 20)
+    with pytest.raises(ValueError, match="is no MLflow database"):
+        tracking.experiment(f"sqlite:///{tmp_path / 'text.db'}", "grid")
+    with pytest.raises(ValueError, match="must be the URL of an MLflow server"):
+        tracking.experiment("file:///mlruns", "grid")
+
+
+def test_laws_are_fitted_from_an_experiment(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from isoflop import cli
+
+    tracker = Tracker(store, "laws", tmp_path / "artifacts")
+    for size in (1e6, 4e6, 1.6e7, 6.4e7):
+        for tokens in (1e8, 4e8, 1.6e9):
+            loss = 1.8 + 400 * size**-0.34 + 900 * tokens**-0.3
+            key = f"{size:g}-{tokens:g}"
+            described = {"params_without_input_embedding": size, "tokens": tokens}
+            tracker.start(key, key, described, {"isoflop.kind": "run"})
+            tracker.end(key, "finished", {"loss": loss}, [])
+    tracker.close()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fit", f"mlflow:{store}#laws", "--form", "chinchilla", "--resamples", "20"])
+    assert end.value.code == 0 and "12 runs of laws" in capsys.readouterr().out

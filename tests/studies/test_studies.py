@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from isoflop.campaign import Machine
+from isoflop.data.known import named
 from isoflop.design import Study, build
 from isoflop.run import Run
 from isoflop.study import main, parser
@@ -110,13 +113,22 @@ def test_every_point_builds_a_run_of_its_own(study: Study) -> None:
         assert Run.from_json(json.loads(json.dumps(run.as_json())), ZOO) == run
         resolved = run.resolve(vocab=2048, fingerprint="x")
         assert resolved.steps > 1
-        assert resolved.rollouts.new_tokens < resolved.model.context
+        asked = resolved.rollouts.asked
+        assert all(spec.new_tokens < resolved.model.context for spec in asked)
 
 
 def test_compared_runs_differ_by_their_axes_only(study: Study) -> None:
-    """Same text, same evaluation, same rollouts: losses and completions compare."""
+    """Same text, same evaluation, same rollouts: losses and completions compare. Where the way to
+    fill rows is the question, all are judged on the same ones; where tokenizers are compared, each
+    on as many tokens as make the same text.
+    """
     runs = [build(study, point, []) for point in study.points]
-    assert len({(run.data, run.evaluation, run.rollouts) for run in runs}) == 1
+    if "rows" in study.points.axes:
+        assert runs[0].data.held_out != "same"
+        runs = [replace(run, data=replace(run.data, rows="stream")) for run in runs]
+    assert len({(run.data.source, run.data.validation, run.rollouts) for run in runs}) == 1
+    judged = {(run.data, run.evaluation) for run in runs}
+    assert len(judged) == len(study.points.axes.get("tokenizer", ("of the study",)))
 
 
 def test_help(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,3 +158,17 @@ def test_a_study_is_a_program(path: Path) -> None:
     assert shown.returncode == 2 and shown.stdout == ""
     (line,) = shown.stderr.splitlines()
     assert line.startswith("error: --only nothing=1")
+
+
+def test_the_floor_that_a_study_states_is_that_of_its_text() -> None:
+    study = load(ROOT / "studies" / "known_entropy.py")
+    machine, context = named(study.SOURCE), study.CONTEXT
+    assert machine.length == context, "a document and its end are a row"
+    predicted = 500 * (context - 1)
+    error = machine.deviation / math.sqrt(predicted)
+    stated = (
+        f"{machine.nats_per_byte / math.log(2):.4f} bits per byte, or "
+        f"{machine.entropy * (context - 1) / context:.4f} nats per token"
+    )
+    assert stated in study.__doc__
+    assert f"{error:.3f} nats" in study.__doc__

@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from isoflop.benchmarks import peer
 from isoflop.scaling.forms import FORMS
 from isoflop.scaling.interval import Array
+from isoflop.scaling.minimise import evaluate
 from isoflop.scaling.parametric import ParametricFit, bootstrap, fit
 
 ALL_STARTS = 4500
@@ -31,7 +33,7 @@ class Row:
     method: str
     cpu: float  # seconds
     best: float  # objective
-    reached: float  # share of starts that end at the best objective of all methods
+    reached: float  # share of starts that end at the best objective of all methods; -1: unknown
 
 
 def show(runs: int, share: float, resamples: int, seed: int) -> int:
@@ -47,18 +49,20 @@ def show(runs: int, share: float, resamples: int, seed: int) -> int:
     resampled, drawn = _timed(lambda: bootstrap(found, resamples=resamples, seed=seed))
     chosen = _some(grid(found), share, seed)
     values, searched = _timed(lambda: search(found, chosen))
-    best = min(found.objective, float(values.min()))
+    other = _peer(found, (size, tokens, loss), len(chosen))
+    best = min(found.objective, float(values.min()), *(row.best for row in other))
     ours = np.array([found.objective])
     rows = [
         Row("isoflop fit", own, found.objective, found.agreeing / found.starts),
         Row(f"scipy, {len(chosen)} starts", searched, float(values.min()), _reached(values, best)),
+        *other,
     ]
     print(f"{runs} runs, Huber delta 1e-3, form {found.form.name}; CPU seconds")
     for row in rows:
-        print(
-            f"  {row.method:22} {row.cpu:9.3f} s   objective {row.best:.10e}   "
-            f"{100 * row.reached:5.1f} % of starts reach it"
-        )
+        reached = f"   {100 * row.reached:5.1f} % of starts reach it" if row.reached >= 0 else ""
+        print(f"  {row.method:26} {row.cpu:9.3f} s   objective {row.best:.10e}{reached}")
+    if not other:
+        print("  the package chinchilla is not installed, so it is not in this comparison")
     whole = searched * ALL_STARTS / len(chosen)
     print(
         f"  all {ALL_STARTS} starts would take scipy {whole:.0f} s (from {len(chosen)} of them): "
@@ -71,6 +75,20 @@ def show(runs: int, share: float, resamples: int, seed: int) -> int:
     worse = float(ours[0] / best - 1)
     print(f"  the fit's objective lies {worse:.1e} (relative) above the best of both")
     return int(worse > SAME)
+
+
+def _peer(found: ParametricFit, runs: tuple[Array, Array, Array], starts: int) -> list[Row]:
+    """The package `chinchilla` on the same runs, its law at our objective; none where it is not."""
+    if not peer.installed():
+        return []
+    peer.prepare()
+    law, cpu = _timed(lambda: peer.search(*runs, starts, found.loss.delta))
+    matrix, shift = FORMS["chinchilla"].uncentred(found.centre)
+    plain = [np.log(law.values["A"]), np.log(law.values["B"]), np.log(law.values["E"])]
+    whole = np.array([*plain, law.values["alpha"], law.values["beta"]])
+    theta: Array = np.asarray(np.linalg.solve(matrix, whole - shift), dtype=np.float64)
+    value = float(evaluate(found.problem, found.weights[None], theta[None])[0])
+    return [Row(f"chinchilla, {law.starts} starts", cpu, value, -1.0)]
 
 
 def world(runs: int, seed: int) -> tuple[Array, Array, Array]:

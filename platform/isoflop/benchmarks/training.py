@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isoflop import objectives
+from isoflop import objectives, targets
 from isoflop.data.loader import Batches
+from isoflop.data.rows import sample
 from isoflop.data.shards import TokenFile, write
 from isoflop.run import AdamW, Evaluation, Run, Text
 from isoflop.training.distributed import Ranks
@@ -49,7 +50,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        if name in ("mm", "addmm", "bmm", "baddbmm") or "scaled_dot_product" in name:
+        if name in ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm") or "scaled_dot_product" in name:
             self.calls.append(lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
 
@@ -57,9 +58,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def floor(run: Run) -> list[Call]:
     """The matrix products and attention kernels of one forward and backward pass of the run."""
     model = run.model.build()
-    ids = torch.randint(run.model.vocab, (run.rows, run.model.context))
+    objective = objectives.build(run.objective, run.model)
+    batch = objective.batch(sample(run.rows, run.model.context, run.model.text_vocab))
     with _Recorder() as recorder:
-        objectives.build(run.objective).loss(model, ids, ids).backward()  # type: ignore[no-untyped-call]
+        objective.loss(model, batch).backward()  # type: ignore[no-untyped-call]
     calls: list[Call] = recorder.calls
     return calls
 
@@ -75,9 +77,12 @@ def measure(kind: type[Config], shape: str, steps: int) -> tuple[float, list[flo
     """(tokens per CPU second of the loop, floor / loop per step) over `steps` steps after two to
     warm.
     """
-    model, batch_tokens = config(kind, shape)
+    plain, batch_tokens = config(kind, shape)
+    objective = targets.suiting(plain)()
+    model = objective.prepare(plain, plain.vocab)
     run = Run(
         model=model,
+        objective=objective,
         optimizer=AdamW(lr=1e-3),
         batch_tokens=batch_tokens,
         tokens=batch_tokens * (steps + 3),
@@ -106,12 +111,12 @@ def measure(kind: type[Config], shape: str, steps: int) -> tuple[float, list[flo
 
 
 def _inputs(run: Run, folder: Path) -> Inputs:
-    context, vocab = run.model.context, run.model.vocab
+    context, vocab = run.model.context, run.model.text_vocab
     ids = np.random.default_rng(0).integers(vocab, size=200_000).astype(np.uint16)
     write(folder, "train", [ids], np.uint16)
     batches = Batches(TokenFile.open(folder, "train"), context=context, rows=run.rows, seed=0)
-    window = torch.zeros((1, context), dtype=torch.long)
-    return Inputs(batches=batches, held_out=HeldOut(window, window, context))
+    one = HeldOut(sample(1, context, vocab), torch.ones(vocab))
+    return Inputs(batches=batches, held_out=one)
 
 
 def show(names: list[str] | None, steps: int) -> int:
