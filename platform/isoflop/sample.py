@@ -60,8 +60,8 @@ def write(
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed {seed}: it must be at least 0 and below 2**63")
     from isoflop.exchange.checkpoint import load_checkpoint
-    from isoflop.rollouts.capture import prompt_ids
     from isoflop.rollouts.generate import Sampling, generate
+    from isoflop.rollouts.prompts import prompt_ids
 
     loaded = load_checkpoint(folder)
     tokenizer, config = loaded.tokenizer, loaded.run.model

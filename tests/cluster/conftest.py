@@ -12,8 +12,8 @@ from cluster.prime.account import Account
 from cluster.prime.api import Client
 from cluster.prime.fake import KEY, Market, serving
 
-# Ray's own code reads the mode once in a process. Its launcher would have it read as "disabled", and
-# a cluster that another test then starts in this process, with a token, could not be talked to.
+# Ray's own code reads the mode once in a process. Its launcher would have it read as "disabled",
+# and a cluster that another test then starts here, with a token, could not be talked to.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

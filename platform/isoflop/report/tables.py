@@ -68,15 +68,16 @@ def predictions(table: pd.DataFrame) -> list[dict[str, Any]]:
         return []
     rows = []
     for row in table[table["predicted"].notna()].to_dict("records"):
-        loss = row.get("loss")
-        known = loss is not None and np.isfinite(float(loss))
+        loss = None if row.get("loss") is None else float(row["loss"])
+        if loss is not None and not np.isfinite(loss):
+            loss = None
         low, high = float(row["predicted_low"]), float(row["predicted_high"])
         rows.append(
             {
                 "label": str(row.get("label", row["run"])),
                 "predicted": Interval(float(row["predicted"]), low, high),
-                "loss": float(loss) if known else None,
-                "inside": low <= float(loss) <= high if known else None,
+                "loss": loss,
+                "inside": None if loss is None else low <= loss <= high,
             }
         )
     return rows

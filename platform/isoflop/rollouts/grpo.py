@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isoflop.rollouts.capture import Tokenizer, prompt_ids
 from isoflop.rollouts.generate import Rollout, Sampling, generate
+from isoflop.rollouts.prompts import Tokenizer, prompt_ids
 from isoflop.rollouts.rewards import Task, Trace
 from isoflop.rollouts.rubric import Rubric
 from models.interface import Model
@@ -157,7 +157,8 @@ def surrogate(
     read = torch.from_numpy(tokens).to(device)
     logits = model(read[:, :-1]).float() / temperature
     logprobs = logits.log_softmax(dim=-1).gather(2, read[:, 1:, None]).squeeze(2)
-    return -(torch.from_numpy(weights[:, 1:]).to(device) * logprobs).sum() / written
+    loss: Tensor = -(torch.from_numpy(weights[:, 1:]).to(device) * logprobs).sum() / written
+    return loss
 
 
 def _trace(row: Rollout, task: Task, tokenizer: Tokenizer) -> Trace:

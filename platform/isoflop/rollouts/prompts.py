@@ -157,6 +157,11 @@ def resolve(
     return tuple(prompts.values())
 
 
+def prompt_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.integer]]:
+    """The tokens that each prompt is fed as: (K,) each, at least one."""
+    return [written(prompt, tokenizer).ids for prompt in prompts]
+
+
 def written(prompt: str, tokenizer: Tokenizer) -> Prompt:
     """A prompt as tokens. The empty one starts from the end of text, as documents do."""
     start = np.array([tokenizer.end_of_text], dtype=np.uint32)

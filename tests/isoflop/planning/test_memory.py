@@ -79,9 +79,11 @@ import re, sys
 import torch
 from dataclasses import replace
 from isoflop import objectives
+from isoflop.data.rows import sample
 from isoflop.planning.memory import memory
 from isoflop.run import AdamW, Run
 from isoflop.training import optimizer
+from isoflop.training.distributed import Ranks
 from isoflop.training.step import update
 from models import ZOO
 torch.set_num_threads(1)
@@ -93,10 +95,10 @@ def peak():
 def steps(run):
     model = run.model.build()
     optim = optimizer.build(model, run.optimizer)
-    ids = torch.randint(run.model.vocab, (run.rows, run.model.context + 1))
-    batch = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    objective = objectives.build(run.objective, run.model)
+    batch = objective.batch(sample(run.rows, run.model.context, run.model.vocab))
     for _ in range(2):
-        update(model, optim, objectives.build(run.objective), batch, run, "cpu")
+        update(model, optim, objective, batch, run, Ranks())
 
 kind = ZOO[sys.argv[1]]
 large = kind(vocab=8192, context=256, width=256, depth=4, heads=8)

@@ -142,7 +142,7 @@ def _chunk(
     sizes: NDArray[np.int64] | None,
     names: Sequence[str],
 ) -> dict[int, list[pieces.Row]]:
-    from isoflop.rollouts.capture import prompt_id
+    from isoflop.rollouts.prompts import prompt_id
 
     numbers = {prompt_id(prompt): index for index, prompt in enumerate(asked)}
     return {

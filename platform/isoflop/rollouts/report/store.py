@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow
 
-    from isoflop.rollouts.capture import Tokenizer
+    from isoflop.rollouts.prompts import Tokenizer
 
 ROLLOUT = "rollout/"
 
