@@ -97,6 +97,12 @@ class FlopCount:
         """Forward and backward: each product is redone for its inputs and for its weights."""
         return 3 * self.forward
 
+    @property
+    def recomputed(self) -> int:
+        """What activation checkpointing computes again, beside `training`: it is work of the
+        machine, and no part of what a law calls compute."""
+        return self.body + self.attention
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scales:

@@ -40,7 +40,8 @@ ALLOWED = {
         "run", "data.rows", "objectives", "training", "orchestration.job", "progress",
         "models.interface",
     },
-    "preregister": {"orchestration.job", "plan", "record", "scaling", "campaign"},
+    "preregister": {"orchestration.job", "plan", "record", "scaling", "campaign", "design",
+                    "report.analysis"},
     "planning": {
         "run", "data.tokenizers", "objectives", "training.step", "plan", "design", "scaling",
         "models", "models.interface",
@@ -50,7 +51,10 @@ ALLOWED = {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
         "progress", "report", "plan", "design", "preregister",
     },
-    "upcoming": {"run", "design", "campaign", "record", "orchestration.job", "scaling", "plan"},
+    "upcoming": {
+        "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
+        "report.analysis",
+    },
     "study": {"run", "design", "campaign", "upcoming"},
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",

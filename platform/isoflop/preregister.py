@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from isoflop.campaign import Campaign
+    from isoflop.design import Study
 
 
 def stages(
@@ -42,23 +43,27 @@ def stages(
     if len(fresh) < len(largest):
         say(f"{len(largest) - len(fresh)} of the largest runs have begun before: not predicted")
     if fresh:
-        write(campaign.folder, jobs, fresh, campaign.study.family, say)
+        write(campaign.folder, jobs, fresh, campaign.study, say)
     if largest:
         yield largest
 
 
 def write(
-    folder: Path, jobs: list[Job], waiting: list[Job], family: str, say: Callable[[str], None]
+    folder: Path, jobs: list[Job], waiting: list[Job], study: Study, say: Callable[[str], None]
 ) -> None:
     """Register the losses of `waiting`, by the finished ones of `jobs`."""
-    table = record.table(jobs)
+    from isoflop.report.analysis import judge
+
+    unit, table, _ = judge(study.objective, record.table(jobs), {})
     names = {job.run.identity for job in waiting}
     ahead = table[table["run"].isin(names)]
-    found, refused = register.predict(waiting[0].study, table, ahead, family=f"axis.{family}")
+    found, refused = register.predict(
+        waiting[0].study, table, ahead, family=f"axis.{study.family}", unit=unit
+    )
     for prediction in found:
         if register.register(folder, prediction):
             say(
-                f"predicted: {prediction.label}: {prediction.loss:.3f} nats "
+                f"predicted: {prediction.label}: {prediction.loss:.3f} {prediction.unit} "
                 f"[{prediction.low:.3f}, {prediction.high:.3f}] from {prediction.fitted} runs, "
                 f"sha256 {prediction.hash[:12]}"
             )
@@ -69,7 +74,7 @@ def write(
 def scores(folder: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
     """The run table with what was predicted of its runs, `predictions.csv` beside it, and one
     sentence on all predictions of the storage; None where there are none."""
-    scored = register.score(register.read(folder), register.losses(folder))
+    scored = register.scores(folder)
     if not scored:
         return table, None
     found = register.frame(scored)

@@ -47,9 +47,17 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
         "tokenizer": run.data.tokenizer,
         "text": run.data.fingerprint,
         "flops": float(run.training_flops),
+        **_flops_by_part(run),
         "flops_6nd_all": 6.0 * count.all * tokens,
         "flops_6nd_without_embeddings": 6.0 * count.without_embeddings * tokens,
     }
+
+
+def _flops_by_part(run: Run) -> dict[str, float]:
+    """Training FLOPs of the linear maps, of attention and of the head, which add up to `flops`."""
+    count, tokens = run.model.flops_per_token(), run.steps * run.batch_tokens
+    parts = {"body": count.body, "attention": count.attention, "head": count.head}
+    return {f"flops_{name}": 3.0 * part * tokens for name, part in parts.items()}
 
 
 def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -82,6 +90,7 @@ def _row(job: Job) -> dict[str, Any]:
         **described(job.run, job.prepared.train_tokens),
         **ended.get("data", {}),  # exact, where the sizes of the text are not
         **{name: ended.get(name) for name in RESULTS},
+        "flops_recomputed": _recomputed(job.run) if ended.get("checkpointing") else 0.0,
         "noise_scale": ended.get("noise_scale"),
         "capture_seconds": ended.get("capture_seconds"),
         "evaluation_seconds": ended.get("evaluation_seconds"),
@@ -93,6 +102,11 @@ def _row(job: Job) -> dict[str, Any]:
         "code": ended.get("versions", {}).get("code"),
         **ended.get("rollouts", {}),
     }
+
+
+def _recomputed(run: Run) -> float:
+    """FLOPs that activation checkpointing adds, which `flops` does not count."""
+    return float(run.model.flops_per_token().recomputed * run.steps * run.batch_tokens)
 
 
 def curves(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:

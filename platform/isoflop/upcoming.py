@@ -21,6 +21,7 @@ from isoflop import record
 from isoflop.campaign import Campaign, job_of
 from isoflop.design import ADDED, Grid, Point, Study, UserError, added, build, user_input
 from isoflop.orchestration.job import FINAL, Job, result
+from isoflop.report.analysis import judge
 from isoflop.run import Run, short
 from isoflop.scaling.files import put
 from isoflop.scaling.interval import scientific
@@ -56,13 +57,13 @@ def next_runs(campaign: Campaign, overrides: list[str], wish: Wish) -> int:
     if waiting and wish.go:
         print(f"{len(waiting)} runs taken up before are not finished; they come first")
         return replace(campaign, chosen=waiting[: wish.go]).go()
-    done = record.table(campaign.jobs)
+    unit, done, _ = judge(campaign.study.objective, record.table(campaign.jobs), {})
     jobs = candidates(campaign, overrides)
     with user_input():
         if not jobs:
             raise ValueError("every run that the study's axes allow has been done")
         ranking, table, cost = _ranked(campaign, done, jobs, wish)
-    _show(ranking, jobs, wish)
+    _show(ranking, jobs, wish, unit)
     _keep(folder, ranking, done, table, cost, jobs, wish)
     if not wish.go:
         print("Nothing has been started. --next --go K runs the best K.")
@@ -172,17 +173,17 @@ def _ranked(
     return ranking, table, cost
 
 
-def _show(ranking: Ranking, jobs: list[Job], wish: Wish) -> None:
+def _show(ranking: Ranking, jobs: list[Job], wish: Wish, unit: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     for aim in ranking.aims:
-        print(describe(aim, ranking.target))
-    unit = "dollars" if wish.price is not None else "FLOPs"
+        print(describe(aim, ranking.target, unit))
+    paid = "dollars" if wish.price is not None else "FLOPs"
     table = Table(box=None, pad_edge=False)
     table.add_column("next")
     table.add_column("run")
-    for name in ("parameters", "tokens", unit, "interval before", "after", "cut"):
+    for name in ("parameters", "tokens", paid, "interval before", "after", "cut"):
         table.add_column(name, justify="right")
     for number, prospect in enumerate(ranking.prospects[:SHOWN], 1):
         run = jobs[prospect.row].run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from isoflop.design import Study, grid
 from isoflop.orchestration.job import Job, execute
 from isoflop.preregister import stages
 from isoflop.run import AdamW, Evaluation, Run, Text
+from isoflop.scaling import register
+from isoflop.scaling.interval import BITS
 from isoflop.study import main
 from isoflop.training.distributed import Ranks
 from models import GPT2Config
@@ -75,6 +78,24 @@ def test_smaller_first_then_predictions_then_the_largest(
     assert table["predicted"].notna().sum() == 3
     assert len(pd.read_csv(campaign.folder / "predictions.csv")) == 3
     assert files == {path.stem: path.read_text() for path in folder.glob("*.json")}
+
+
+def test_predictions_are_in_the_unit_that_the_study_judges_by(campaign: Campaign) -> None:
+    bits = replace(campaign, study=replace(STUDY, objective="val/bits_per_byte"))
+    heard: list[str] = []
+    order = stages(bits, bits.jobs, heard.append)
+    carry_out(next(order))
+    carry_out(next(order))
+    assert sum(" bits per byte [" in line for line in heard) == 3
+    found = register.scores(bits.folder)
+    assert {scored.prediction.unit for scored in found} == {BITS}
+    nats = register.losses(bits.folder)
+    for scored in found:  # of raw bytes, a bit per byte is ln 2 nats per token
+        assert scored.loss == pytest.approx(nats[scored.prediction.run] / math.log(2), rel=1e-3)
+        assert scored.genuine and scored.error is not None
+    bits.report()
+    rows = pd.read_csv(bits.folder / "predictions.csv")
+    assert set(rows["unit"]) == {BITS}
 
 
 def test_a_run_that_has_begun_is_not_predicted(campaign: Campaign) -> None:

@@ -67,6 +67,8 @@ def test_a_row_counts_by_every_convention(make_run: MakeRun) -> None:
     count = run.model.parameters()
     found = record.described(run, unique_tokens=1000)
     assert found["flops"] == run.training_flops
+    parts = (found[f"flops_{part}"] for part in ("body", "attention", "head"))
+    assert sum(parts) == run.training_flops
     assert found["flops_6nd_all"] == 6 * count.all * 2560
     assert found["flops_6nd_without_embeddings"] == 6 * count.without_embeddings * 2560
     assert (found["params_all"], found["tokens"], found["epochs"]) == (count.all, 2560, 2.56)

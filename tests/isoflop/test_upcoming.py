@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,12 @@ import pytest
 
 from isoflop import record
 from isoflop.campaign import Campaign, Machine
-from isoflop.design import Study, UserError, added, extended, grid
+from isoflop.design import OBJECTIVES, Study, UserError, added, extended, grid
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.run import AdamW, Evaluation, Run, Text
 from isoflop.study import main
 from isoflop.training.distributed import Ranks
-from isoflop.upcoming import Wish, buildable, candidates, combinations
+from isoflop.upcoming import Wish, buildable, candidates, combinations, next_runs
 from models import GPT2Config
 
 DEPTH = {8: 1, 16: 1, 24: 1}
@@ -109,6 +110,23 @@ def test_ranks_runs_and_keeps(
         for name, value in axes.items():
             row = row[row[f"axis.{name}"] == value]
         assert list(row["status"]) == ["finished"], "recorded as every other run"
+
+
+def test_a_study_that_judges_by_bits_per_byte_is_asked_in_them(
+    campaign: Campaign, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for job in campaign.jobs:
+        execute(job, Ranks(), lambda records: None)
+    said = {}
+    for objective in OBJECTIVES:
+        asking = replace(campaign, study=replace(campaign.study, objective=objective))
+        assert next_runs(asking, [f"data={asking.jobs[0].run.data.source}"], Wish()) == 0
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if "runs predict" in x]
+        said[objective] = (float(line.split("predict ")[1].split()[0]), line)
+    assert " nats per token " in said["val/loss"][1]
+    assert " bits per byte " in said["val/bits_per_byte"][1]
+    ratio = said["val/loss"][0] / said["val/bits_per_byte"][0]
+    assert ratio == pytest.approx(math.log(2), rel=0.01), "raw bytes"
 
 
 def test_runs_beyond_the_study_stay_in_it(

@@ -18,7 +18,7 @@ from isoflop.report.checklist import Check, checklist
 from isoflop.report.health import Health, health
 from isoflop.scaling.forms import FORMS
 from isoflop.scaling.holdout import Score, rolling, score
-from isoflop.scaling.interval import NATS, Interval, Refusal
+from isoflop.scaling.interval import BITS, NATS, Interval, Refusal
 from isoflop.scaling.isoflop import Exponents, Minimum, exponents, families, finished, minima
 from isoflop.scaling.joint import Family, Joint, bootstrap_together, fit_together
 from isoflop.scaling.multiplier import multiplier
@@ -150,7 +150,7 @@ def judge(
         )
         for run, frame in curves.items()
     }
-    return "bits per byte", bits, told
+    return BITS, bits, told
 
 
 def swept_axes(

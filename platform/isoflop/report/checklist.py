@@ -69,9 +69,14 @@ def _flops(table: pd.DataFrame, runs: pd.DataFrame, analysis: Analysis) -> Check
     if "flops_6nd_without_embeddings" not in runs:
         return Check(name, "fail", "the run table holds one count only", "record exact FLOPs")
     ratio = runs["flops"] / runs["flops_6nd_without_embeddings"]
+    parts = [
+        f"{_span(100 * runs[column] / runs['flops'])} % {part}"
+        for part in ("attention", "head")
+        if (column := f"flops_{part}") in runs
+    ]
     return Check(
         name, "pass", f"exact counts are {ratio.min():.2f} to {ratio.max():.2f} times 6ND "
-        "without embeddings",
+        "without embeddings" + (f"; {' and '.join(parts)}" if parts else ""),
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 LEVEL = 0.95  # of every interval in a report
-NATS = "nats per token"  # what a loss is in, unless a study judges by bits per byte
+NATS = "nats per token"  # what a loss is in, unless a study judges by the other
+BITS = "bits per byte"
 
 
 @dataclass(frozen=True)

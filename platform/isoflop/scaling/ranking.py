@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from isoflop.scaling.forms import Points
 from isoflop.scaling.gain import Asked, Belief, Step, believe, best_points, choose_together, gains
-from isoflop.scaling.interval import Array, Refusal, compact, scientific
+from isoflop.scaling.interval import NATS, Array, Refusal, compact, scientific
 from isoflop.scaling.isoflop import families, finished
 
 NORMAL = 1.96  # standard deviations on each side of a 95 % interval
@@ -31,7 +31,7 @@ class Aim:
     family: str
     size: float
     tokens: float
-    loss: float  # nats per token
+    loss: float  # in the unit of the runs done
     deviation: float  # of ln L: the law's, without the noise of a run
     noise: float  # of ln L: one run's
     runs: int
@@ -182,12 +182,12 @@ def _verdict(worthy: list[Prospect], candidates: int, affordable: bool, target: 
     )
 
 
-def describe(aim: Aim, target: float) -> str:
-    """One line for people."""
+def describe(aim: Aim, target: float, unit: str = NATS) -> str:
+    """One line for people. `unit`: of the losses."""
     rule = ", by 20 tokens per parameter" if aim.by_rule else ""
     width = NORMAL * np.hypot(aim.deviation, aim.noise)
     return (
-        f"{aim.family}: {aim.runs} runs predict {aim.loss:.3f} nats ±{width:.1%} at "
+        f"{aim.family}: {aim.runs} runs predict {aim.loss:.3f} {unit} ±{width:.1%} at "
         f"{scientific(target)} FLOPs ({compact(aim.size)} parameters, {compact(aim.tokens)} tokens"
         f"{rule})"
     )

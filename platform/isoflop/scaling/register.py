@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.scaling.gain import believe
-from isoflop.scaling.interval import LEVEL, Refusal
+from isoflop.scaling.interval import BITS, LEVEL, NATS, Refusal
 from isoflop.scaling.isoflop import families, finished
 from isoflop.scaling.parametric import fit
 from isoflop.scaling.ranking import SIZE, points
@@ -32,7 +32,7 @@ FOLDER = "predictions"
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The loss of one run in nats per token, said before it began."""
+    """The loss of one run, said before it began."""
 
     study: str
     run: str  # identity
@@ -48,12 +48,15 @@ class Prediction:
     fitted: int  # runs
     rows: str  # sha256 of the fitted rows
     written: str  # UTC, ISO 8601
+    unit: str = NATS  # of the losses
     hash: str = field(default="", compare=False)  # sha256 of all the above
 
     @property
     def digest(self) -> str:
         content = asdict(self)
         del content["hash"]
+        if self.unit == NATS:  # files from before there was another unit keep their hash
+            del content["unit"]
         return hashlib.sha256(_canonical(content)).hexdigest()
 
 
@@ -72,8 +75,8 @@ class Scored:
         return self.prediction.low <= self.loss <= self.prediction.high
 
     @property
-    def nats(self) -> float | None:
-        """Measured less predicted."""
+    def error(self) -> float | None:
+        """Measured less predicted, in the prediction's unit."""
         return None if self.loss is None else self.loss - self.prediction.loss
 
     @property
@@ -101,9 +104,11 @@ def predict(
     *,
     family: str | None = "axis.arch",
     size: str = SIZE,
+    unit: str = NATS,
 ) -> tuple[list[Prediction], dict[str, Refusal]]:
     """The losses of the runs `waiting`, by the laws of the finished runs among `done`, which are
-    other runs. Families whose runs fix no law are refused. Both are run tables."""
+    other runs. Families whose runs fix no law are refused. Both are run tables; `unit` is that of
+    the losses of `done`."""
     runs = finished(done)
     runs = runs[~runs["run"].isin(waiting["run"])]
     known, wanted = families(runs, family), families(waiting, family)
@@ -122,6 +127,7 @@ def predict(
         rows = _rows(group, size)
         for row, level, half in zip(ahead.to_dict("records"), log_loss, width, strict=True):
             values = {"study": study, "family": name, "fitted": len(group), "rows": rows}
+            values["unit"] = unit
             found.append(
                 _prediction({str(k): v for k, v in row.items()}, values, size, level, half)
             )
@@ -194,17 +200,27 @@ def score(predictions: Sequence[Prediction], losses: Mapping[str, float]) -> lis
     ]
 
 
-def losses(folder: Path) -> dict[str, float]:
+def losses(folder: Path, unit: str = NATS) -> dict[str, float]:
     """What the finished runs of a study's folder reached, by identity."""
+    field = {NATS: "loss", BITS: "bits_per_byte"}[unit]
     found = {}
     for path in folder.glob("runs/*/result.json"):
         try:
             values = json.loads(path.read_text())
         except ValueError:
             continue  # being written
-        if values.get("status") == "finished" and values.get("loss") is not None:
-            found[path.parent.name] = float(values["loss"])
+        if values.get("status") == "finished" and values.get(field) is not None:
+            found[path.parent.name] = float(values[field])
     return found
+
+
+def scores(folder: Path) -> list[Scored]:
+    """Every prediction of a study's folder, each in its own unit."""
+    known = read(folder)
+    reached = {unit: losses(folder, unit) for unit in {p.unit for p in known}}
+    return [
+        s for unit in reached for s in score([p for p in known if p.unit == unit], reached[unit])
+    ]
 
 
 def calibration(scored: Sequence[Scored]) -> Calibration | None:
@@ -232,7 +248,7 @@ def storage_scores(storage: Path) -> list[Scored]:
     return [
         scored
         for folder in sorted(path.parent for path in storage.glob(f"*/{FOLDER}"))
-        for scored in score(read(folder), losses(folder))
+        for scored in scores(folder)
     ]
 
 
@@ -245,7 +261,7 @@ def frame(scored: Sequence[Scored]) -> pd.DataFrame:
                 "genuine": s.genuine,
                 "measured": s.loss,
                 "inside": s.inside,
-                "error_nats": s.nats,
+                "error_absolute": s.error,
                 "error": s.relative,
             }
             for s in scored

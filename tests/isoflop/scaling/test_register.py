@@ -89,7 +89,7 @@ def test_a_changed_file_is_named_and_not_scored(table: pd.DataFrame, tmp_path: P
     assert said.chance == pytest.approx(0.05)
     assert "0 of 1 pre-registered" in described(said) and "1 were changed" in described(said)
     rows = register.frame(scored).set_index("run")
-    assert rows.loc[second.run, "error_nats"] == pytest.approx(second.high + 0.1 - second.loss)
+    assert rows.loc[second.run, "error_absolute"] == pytest.approx(second.high + 0.1 - second.loss)
     assert not rows.loc[first.run, "genuine"]
     path.write_text("{}")
     with pytest.raises(ValueError, match="is no prediction"):
