@@ -10,11 +10,11 @@ from isoflop.study import Grid, Study, grid, main
 from models import Config, GPT2Config, LlamaConfig
 
 CONTEXT = 64
-DEPTH = {8: 1, 12: 1, 16: 1, 24: 1, 32: 1, 48: 2, 64: 2}  # by width
+DEPTH = {8: 1, 10: 1, 12: 1, 16: 1, 24: 1, 32: 1, 48: 2, 64: 2}  # by width
 
 # Five sizes per budget, about the optimum that the budget below suggests. At this scale every FLOP
 # goes into few steps, so batches are small and models smaller than anybody would deploy.
-SIZES = {4e10: [8, 12, 16, 24, 32], 1.2e11: [12, 16, 24, 32, 48], 3.6e11: [16, 24, 32, 48, 64]}
+SIZES = {4e10: [8, 10, 12, 16, 24], 1.2e11: [12, 16, 24, 32, 48], 3.6e11: [16, 24, 32, 48, 64]}
 
 # Beginnings of real modules, and an empty page: the same for every run, so that runs compare in
 # pairs.
@@ -31,7 +31,7 @@ PROMPTS = (
 
 
 def model(arch: str, width: int) -> Config:
-    """Heads of 8, and in both one table for reading and writing tokens."""
+    """Heads of 8 or a few more, and in both one table for reading and writing tokens."""
     shape = {"width": width, "depth": DEPTH[width], "heads": width // 8, "context": CONTEXT}
     return GPT2Config(**shape) if arch == "gpt2" else LlamaConfig(**shape, tied=True)
 

@@ -63,6 +63,15 @@ def beyond(x: Array, y: Array, c: Array, *, below: int = 0, above: int = 0) -> t
     return tuple(run(place, budget - log_factor - place, log_factor) for place in places)
 
 
+def between(x: Array, y: Array, c: Array, best: float) -> tuple[Wanted, ...]:
+    """Sizes of the same budget halfway from ln N = `best` to its neighbours on either side."""
+    log_factor, budget = float((c - x - y).mean()), float(c.mean())
+    sizes = np.unique(x)
+    sides = [sizes[sizes < best][-1:], sizes[sizes > best][:1]]
+    places = [(best + float(side[0])) / 2 for side in sides if len(side)]
+    return tuple(run(place, budget - log_factor - place, log_factor) for place in places)
+
+
 def another_budget(log_size: float, log_flops: float, log_factor: float) -> tuple[Wanted, ...]:
     """Five sizes about the optimum of a fourth of the compute, where N* grows about as C^1/2."""
     centre, budget = log_size - STEP / 2, log_flops - STEP

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from isoflop.scaling import cures
 from isoflop.scaling.curves import akima, unbias
-from isoflop.scaling.interval import Array, Interval, Refusal, Wanted, positive
+from isoflop.scaling.interval import Array, Interval, Refusal, Wanted, compact, positive
 from isoflop.scaling.residuals import residual_draws
 
 Curve = Literal["parabola", "corrected", "spline"]
@@ -204,10 +204,12 @@ def _refuse(x: Array, y: Array, c: Array, loss: Array) -> Refusal | None:
         return Refusal("no interior minimum", why, cure, cures.beyond(x, y, c, below=1, above=1))
     vertex = x.mean() - slope / (2 * second)
     if not x[0] <= vertex <= x[-1]:
-        side, where = ("smaller", "below") if vertex < x[0] else ("larger", "above")
-        why = "the parabola has its minimum outside the measured sizes"
-        runs = cures.beyond(x, y, c, **{where: 2})
-        return Refusal("no interior minimum", why, f"add {side} sizes", runs)
+        why = (
+            f"{compact(np.exp(sizes[best]))} parameters have the lowest loss, but the parabola "
+            "through all sizes has its minimum outside them: some lie too far off"
+        )
+        runs = cures.between(x, y, c, float(sizes[best]))
+        return Refusal("no interior minimum", why, "add sizes about the best one", runs)
     return None
 
 

@@ -73,6 +73,19 @@ def test_refusals_name_their_reason(world: World) -> None:
     assert isinstance(refused.status, Refusal) and refused.status.reason == "too few budgets"
 
 
+def test_sizes_too_far_off_are_cured_by_nearer_ones(world: World) -> None:
+    """The best size lies inside, the vertex of a parabola through all of them does not."""
+    table = world({"a": {}}, budgets=(1e11,), sizes=5, noise=0.0)
+    table["loss"] = [5.25, 5.15, 5.25, 6.0, 5.85]
+    refusal = minima(table)[0].status
+    assert isinstance(refusal, Refusal) and refusal.reason == "no interior minimum"
+    assert "have the lowest loss" in refusal.explanation
+    size = table["params_without_input_embedding"].to_numpy()
+    asked = [run.size for run in refusal.runs]
+    assert asked == pytest.approx(np.sqrt(size[:2] * size[1:3]))
+    assert all(run.flops == pytest.approx(1e11) for run in refusal.runs)
+
+
 def test_runs_that_did_not_finish_do_not_count(world: World) -> None:
     table = world({"a": {}}, budgets=(1e11,))
     table.loc[0, ["status", "loss"]] = ["diverged", np.nan]
