@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,10 +131,12 @@ def parser() -> argparse.ArgumentParser:
     return text
 
 
-def _experiment(address: str, name: str) -> pd.DataFrame:
-    from isoflop.tracking import experiment
+def _experiment(
+    address: str, name: str
+) -> tuple[pd.DataFrame, Mapping[str, Sequence[Mapping[str, float]]]]:
+    from isoflop.tracking import experiment, histories
 
-    return experiment(address, name)
+    return experiment(address, name), histories(address, name)
 
 
 def _backfill_options(text: argparse.ArgumentParser) -> None:

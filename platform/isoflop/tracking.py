@@ -279,6 +279,64 @@ def experiment(address: str, name: str) -> pd.DataFrame:
     return table.drop(columns="kind").reset_index(drop=True)
 
 
+def histories(address: str, name: str) -> dict[str, list[Record]]:
+    """What each run of an experiment stood at whenever its held-out loss was taken, by identity:
+    records with "step", "tokens", "flops", "val/loss" and "learning_rate", as this project logs
+    them. Empty for experiments of others, whose names are not known. Raises ValueError."""
+    import pandas as pd
+
+    if address.startswith("sqlite:///"):
+        rows = _steps_by_sql(address.removeprefix("sqlite:///"), name)
+    else:
+        rows = _steps_by_client(address, name)
+    found: dict[str, list[Record]] = {}
+    for run, group in pd.DataFrame(rows, columns=["run", "step", "key", "value"]).groupby("run"):
+        # A step that a resumed run took again was logged twice, with the same numbers.
+        wide = group.drop_duplicates(["step", "key"], keep="last").pivot(
+            index="step", columns="key", values="value"
+        )
+        wide = wide.rename(columns={shown(key): key for key in CURVE}).reset_index()
+        found[str(run)] = [
+            {str(key): float(value) for key, value in row.items() if value == value}
+            for row in wide.to_dict("records")
+        ]
+    return found
+
+
+CURVE = ("val/loss", "tokens", "flops", "learning_rate")
+Step = tuple[str, int, str, float]  # run, step, key, value
+
+
+def _steps_by_sql(path: str, name: str) -> list[Step]:
+    marks = ", ".join("?" * len(CURVE))
+    query = (
+        "SELECT t.value, m.step, m.key, m.value FROM metrics m "
+        "JOIN runs r ON r.run_uuid = m.run_uuid "
+        "JOIN experiments e ON e.experiment_id = r.experiment_id "
+        "JOIN tags t ON t.run_uuid = m.run_uuid AND t.key = 'isoflop.identity' "
+        "WHERE r.lifecycle_stage = 'active' AND m.is_nan = 0 AND e.name = ? "
+        f"AND m.key IN ({marks}) ORDER BY m.timestamp"
+    )
+    with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as store:
+        return store.execute(query, (name, *map(shown, CURVE))).fetchall()
+
+
+def _steps_by_client(address: str, name: str) -> list[Step]:
+    """One call for each run and metric: minutes for thousands of runs behind a slow line."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=address)
+    heads, _ = _by_search(address, name)
+    return [
+        (str(head["run"]), point.step, key, point.value)
+        for head in heads
+        if head["kind"] == "run"
+        for key in map(shown, CURVE)
+        for point in client.get_metric_history(head["id"], key)
+        if point.value == point.value
+    ]
+
+
 def _numbers(column: pd.Series) -> pd.Series:
     import pandas as pd
 

@@ -164,6 +164,33 @@ def test_an_experiment_is_read_back_as_a_table(store: str, tmp_path: Path) -> No
         assert all(v == pairs[1][k] or v != v for k, v in pairs[0].items())
 
 
+def test_the_way_of_each_run_is_read_back(store: str, tmp_path: Path) -> None:
+    """By SQL and by MLflow's client alike; a step that was taken twice counts once."""
+    tracker = Tracker(store, "ways", tmp_path / "artifacts")
+    for key in ("a1", "b2"):
+        tracker.start(key, key, {}, {"isoflop.kind": "run"})
+        for step in (0, 10, 20, 20):
+            record = {
+                "step": step,
+                "tokens": 64.0 * step,
+                "flops": 1e6 * step,
+                "val/loss": 5 - step,
+            }
+            tracker.log(key, [record, {"step": step + 5, "train/loss": 4.0, "tokens": 1.0}])
+        tracker.log(key, [{"step": 30, "val/loss": float("nan")}])
+    tracker.start("study", "the study", {}, {"isoflop.kind": "study"})
+    tracker.close()
+    found = tracking.histories(store, "ways")
+    assert set(found) == {"a1", "b2"}
+    told = [record for record in found["a1"] if "val/loss" in record]
+    assert told == [
+        {"step": s, "tokens": 64.0 * s, "flops": 1e6 * s, "val/loss": 5.0 - s} for s in (0, 10, 20)
+    ]
+    assert tracking.histories(store, "absent") == {}
+    rows = tracking._steps_by_sql(store.removeprefix("sqlite:///"), "ways")
+    assert sorted(rows) == sorted(tracking._steps_by_client(store, "ways"))
+
+
 def test_what_is_no_experiment_is_refused(store: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no experiment 'other'; there are: "):
         tracking.experiment(store, "other")

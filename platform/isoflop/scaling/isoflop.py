@@ -145,6 +145,8 @@ def _minimum(
     flops = float(positive("flops", group["flops"]).mean())
     order = np.argsort(n, kind="stable")
     x, log_tokens, loss = np.log(n[order]), np.log(tokens[order]), loss[order]
+    near = _near(x, loss)
+    x, log_tokens, loss = x[near], log_tokens[near], loss[near]
     compute = np.log(flops)
     refusal = _refuse(x, log_tokens, np.full(len(x), compute), loss)
     if refusal:
@@ -179,6 +181,21 @@ def _minimum(
         parabola=(second, slope - 2 * second * centre, level - (slope - second * centre) * centre),
         resamples=drawn,
     )
+
+
+def _near(x: Array, loss: Array) -> NDArray[np.bool_]:
+    """The runs (n,) that a parabola is laid through, sorted by x = ln N: all of them, unless far
+    sizes pull its vertex out of the range in spite of a best size inside. Then the end with the
+    higher loss is left out, since a parabola is the curve's shape near its minimum only."""
+    kept = np.ones(len(x), dtype=bool)
+    while len(sizes := np.unique(x[kept])) > FEWEST_SIZES:
+        means = [float(loss[kept & (x == size)].mean()) for size in sizes]
+        second, slope, _ = np.polyfit(x[kept] - sizes[0], loss[kept], 2)
+        edge = int(np.argmin(means)) in (0, len(sizes) - 1)
+        if edge or second <= 0 or 0 <= -slope / (2 * second) <= np.ptp(sizes):
+            break
+        kept &= x != (sizes[0] if means[0] > means[-1] else sizes[-1])
+    return kept
 
 
 def _refuse(x: Array, y: Array, c: Array, loss: Array) -> Refusal | None:

@@ -7,7 +7,7 @@ long one with a row per evaluation (for approach 1).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ RUNS = "runs.parquet"
 FAMILY = "axis.arch"  # the axis by which a study's runs are told apart, where it has one
 MLFLOW = "mlflow:"
 NAMES = ("run", "run_id", "run_name", "name", "id")  # of the column that tells runs apart
-Experiment = Callable[[str, str], pd.DataFrame]  # (address, name) -> a row per run
+Record = Mapping[str, float]
+# (address, name) -> a row per run, and the records of each run's evaluations by its name
+Experiment = Callable[[str, str], tuple[pd.DataFrame, Mapping[str, Sequence[Record]]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,22 +55,35 @@ def _tracked(where: str, columns: Columns, experiment: Experiment | None) -> Sou
         raise ValueError(f"{where!r} must be {MLFLOW}ADDRESS#EXPERIMENT")
     if experiment is None:
         raise ValueError(f"{where!r}: nothing here reads MLflow")
-    table = experiment(address, name)
-    return Source(name, table, _exact(table, columns))
+    table, records = experiment(address, name)
+    return _with_curves(name, table, columns, lambda run: records.get(run, ()))
 
 
 def _study(folder: Path, columns: Columns) -> Source:
     """The run table of a study's results folder, with the histories of its runs."""
     folder = _one(folder)
     table = read(folder / RUNS)
-    rows: list[dict[Any, Any]] = []
+    return _with_curves(folder.name, table, columns, lambda run: _history(folder / "runs" / run))
+
+
+def _with_curves(
+    name: str,
+    table: pd.DataFrame,
+    columns: Columns,
+    records: Callable[[str], Sequence[Mapping[str, Any]]],
+) -> Source:
+    """A run table and what `records` knows of the way of each run."""
+    known, rows = _exact(table, columns), list[dict[Any, Any]]()
     for row in table.to_dict("records"):
-        rows += [{**row, **step} for step in _evaluations(folder / "runs" / str(row.get("run")))]
-    history = pd.DataFrame(rows) if rows else None
-    known = replace(_exact(table, columns), run=columns.run or "run")
-    if history is not None and history["learning_rate"].notna().any():
+        rows += [{**row, **step} for step in _evaluations(records(str(row.get("run"))))]
+    if "run" in table:
+        known = replace(known, run=columns.run or "run")
+    if not rows:
+        return Source(name, table, known)
+    history = pd.DataFrame(rows)
+    if history["learning_rate"].notna().any():
         known = replace(known, rate=columns.rate or "learning_rate")
-    return Source(folder.name, table, known, history)
+    return Source(name, table, known, history)
 
 
 def _one(folder: Path) -> Path:
@@ -99,12 +114,12 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     return values if isinstance(values, list) else []
 
 
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
+def _evaluations(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Where a run stood each time that it was evaluated, after its first step. The learning rate
     (not that of the run table, which is the highest) is the last one that was logged."""
     found: list[dict[str, Any]] = []
     rate = None
-    for step in _history(folder):
+    for step in records:
         rate = step.get("learning_rate", rate)
         if "val/loss" in step and step.get("tokens", 0) > 0:
             place: dict[str, Any] = {k: step[k] for k in ("tokens", "flops") if k in step}

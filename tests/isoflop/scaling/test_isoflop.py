@@ -73,10 +73,19 @@ def test_refusals_name_their_reason(world: World) -> None:
     assert isinstance(refused.status, Refusal) and refused.status.reason == "too few budgets"
 
 
-def test_sizes_too_far_off_are_cured_by_nearer_ones(world: World) -> None:
+def test_sizes_too_far_off_are_left_out(world: World) -> None:
     """The best size lies inside, the vertex of a parabola through all of them does not."""
-    table = world({"a": {}}, budgets=(1e11,), sizes=5, noise=0.0)
-    table["loss"] = [5.25, 5.15, 5.25, 6.0, 5.85]
+    table = world({"a": {}}, budgets=(1e11,), sizes=6, noise=0.0)
+    table["loss"] = [5.2, 5.16, 5.22, 6.0, 6.2, 6.3]
+    (found,) = minima(table)
+    assert found.points == 5 and found.size is not None
+    size = table["params_without_input_embedding"].to_numpy()
+    assert size[0] < found.size.value < size[2]
+
+
+def test_too_few_sizes_about_the_best_are_cured_by_more(world: World) -> None:
+    table = world({"a": {}}, budgets=(1e11,), sizes=4, noise=0.0)
+    table["loss"] = [5.16, 5.159, 6.2, 6.5]
     refusal = minima(table)[0].status
     assert isinstance(refusal, Refusal) and refusal.reason == "no interior minimum"
     assert "have the lowest loss" in refusal.explanation

@@ -118,9 +118,10 @@ def test_an_experiment_needs_address_and_name(where: str) -> None:
 def test_an_experiment_is_read_by_whoever_can() -> None:
     asked = []
 
-    def reader(address: str, name: str) -> pd.DataFrame:
+    def reader(address: str, name: str) -> tuple[pd.DataFrame, dict[str, list[dict[str, float]]]]:
         asked.append((address, name))
-        return long_table().groupby("run").tail(1)
+        return long_table().groupby("run").tail(1), {}
 
     found = load("mlflow:sqlite:////tmp/a#b.db#grid", Columns(), experiment=reader)
+    assert found.history is None
     assert asked == [("sqlite:////tmp/a#b.db", "grid")] and found.columns.c == "flops"
