@@ -1,10 +1,7 @@
 """Which runs make a good IsoFLOP study of a budget? Budgets a factor 3 apart over two decades where
 they can be afforded, sizes a factor 2 apart on both sides of the expected best, every length by its
 exact FLOPs, seeds repeated where that is cheap.
-
-Batches and peak learning rates follow the budget (Bi et al. 2024, DeepSeek LLM, equation 1:
-B = 0.2920 C^0.3271 tokens, lr = 0.3118 C^-0.1250): starting points, to be tuned per size before
-anything is concluded from exponents (Porian et al. 2024).
+Batches and peak learning rates: `rates`.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ import numpy as np
 
 from isoflop.planning.memory import Memory, memory
 from isoflop.planning.pilot import Pilot
+from isoflop.planning.rates import FEWEST_STEPS, Rates
 from isoflop.planning.shapes import size
 from isoflop.run import AdamW, Evaluation, Run, Schedule, Text
 from isoflop.scaling.interval import compact, scientific
@@ -26,7 +24,6 @@ BUDGETS = 6  # 3^5 = 243: over two decades
 FEWEST = 3
 SIDE = 2  # sizes that must lie on each side of the expected best
 REPEATS = 2  # further seeds of the middle size, in the two smallest budgets
-FEWEST_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +97,13 @@ def design(total: float, ladders: Mapping[str, Sequence[Config]], pilot: Pilot, 
             f"of the best: at {scientific(short[0])} FLOPs the smallest or largest model of "
             f"{', '.join(ladders)} is too near to it. Ask for more, or for fewer architectures"
         )
-    notes = [pilot.source]
+    notes = [pilot.source, *pilot.rates.notes]
     if APART ** (count - 1) < 100:
         notes.append(
             f"budgets span only a factor {budgets[-1] / budgets[0]:.0f}; two decades would need "
             "more FLOPs, or a smaller vocabulary"
         )
-    made = _filled(budgets, ladders, places, ask, notes)
+    made = _filled(budgets, ladders, places, ask, pilot.rates, notes)
     if not made.planned:
         raise ValueError(f"no run of the plan fits in memory: {made.notes[-1]}")
     return made
@@ -140,6 +137,7 @@ def _filled(
     ladders: Mapping[str, Sequence[Config]],
     places: Mapping[tuple[str, float], tuple[int, list[int]] | None],
     ask: Ask,
+    rates: Rates,
     notes: list[str],
 ) -> Design:
     planned, left_out = list[Planned](), list[Planned]()
@@ -151,7 +149,7 @@ def _filled(
             for place in chosen:
                 repeats = REPEATS if number < 2 and place == middle else 0
                 for seed in range(ask.seeds + repeats):
-                    one = _planned(arch, shapes[place], flops, seed, place == middle, ask)
+                    one = _planned(arch, shapes[place], flops, seed, place == middle, ask, rates)
                     fits = one.memory.needed <= ask.memory
                     (planned if fits else left_out).append(one)
     longest = max((p.tokens for p in planned), default=0.0)
@@ -170,13 +168,15 @@ def _filled(
     return Design(tuple(planned), tuple(left_out), tuple(notes))
 
 
-def _planned(arch: str, config: Config, flops: float, seed: int, centre: bool, ask: Ask) -> Planned:
+def _planned(
+    arch: str, config: Config, flops: float, seed: int, centre: bool, ask: Ask, rates: Rates
+) -> Planned:
     run = Run(
         model=config,
         data=ask.data,
         flops=flops,
-        batch_tokens=batch_tokens(flops, config, ask.workers),
-        optimizer=AdamW(lr=learning_rate(flops), betas=(0.9, 0.95)),
+        batch_tokens=rates.batch_tokens(arch, config, flops, ask.workers),
+        optimizer=AdamW(lr=rates.learning_rate(arch, config, flops), betas=(0.9, 0.95)),
         schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),
         evaluation=Evaluation(tokens=max(2**15, 32 * config.context), times=4),
         seed=seed,
@@ -189,16 +189,3 @@ def _planned(arch: str, config: Config, flops: float, seed: int, centre: bool, a
         memory=memory(run, ask.workers),
         centre=centre,
     )
-
-
-def batch_tokens(flops: float, config: Config, workers: int = 1) -> int:
-    """The rule's, in whole windows for every worker, and at least `FEWEST_STEPS` steps of it."""
-    unit = config.context * workers
-    tokens = flops / config.flops_per_token().training
-    wanted = min(0.2920 * flops**0.3271, tokens / FEWEST_STEPS)
-    return int(max(1, round(wanted / unit)) * unit)
-
-
-def learning_rate(flops: float) -> float:
-    """The rule's peak, with two digits."""
-    return float(f"{0.3118 * flops**-0.1250:.2g}")

@@ -7,11 +7,12 @@ The rule is 20 tokens per parameter (Hoffmann et al. 2022). A pilot is any table
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from isoflop.planning.rates import BATCH, RATE, Rates, best, learn
 from isoflop.planning.shapes import size
 from isoflop.scaling.columns import ONE_FAMILY, Columns, read, runs
 from isoflop.scaling.forms import CHINCHILLA, Points
@@ -31,6 +32,7 @@ class Pilot:
 
     laws: dict[str, Belief]  # by architecture; ONE_FAMILY for all that have none of their own
     source: str  # in words
+    rates: Rates = field(default_factory=Rates)
 
     @property
     def sizes(self) -> int:
@@ -83,12 +85,17 @@ def load(path: Path, columns: Columns | None = None) -> Pilot:
         columns = Columns(by=FAMILY if own else None, c="flops" if "flops" in table else "6ND",
                           n="params_without_input_embedding" if own else None)  # fmt: skip
     known = runs(table, columns)
+    frame = known.frame.assign(
+        **{name: table.loc[known.frame.index, name] for name in (RATE, BATCH) if name in table}
+    )
+    reached = best(frame)
     laws = {}
     for name in known.families:
-        rows = known.family(name)
+        rows = reached[reached["family"] == name]
         n, d, c, loss = (rows[k].to_numpy(float) for k in ("size", "tokens", "flops", "loss"))
         laws[name] = believe(Points.of(n, d, c), np.log(loss))
     if not laws:
         raise ValueError(f"--pilot {path}: no run of it can be fitted")
     largest = compact(float(known.frame["size"].max()))
-    return Pilot(laws, f"centred by {len(known.frame)} runs of {path}, up to {largest} parameters")
+    source = f"centred by {len(known.frame)} runs of {path}, up to {largest} parameters"
+    return Pilot(laws, source, learn(frame))

@@ -10,6 +10,7 @@ import importlib.util
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from isoflop.design import Study
@@ -52,7 +53,7 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
         data=Text(source={data!r}, tokenizer={tokenizer!r}),
         flops=flops,
         batch_tokens=BATCH[arch][flops][width],
-        optimizer=AdamW(lr=RATE[flops], betas=(0.9, 0.95)),
+        optimizer=AdamW(lr=RATE[arch][flops][width], betas=(0.9, 0.95)),
         schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),  # shares of each run's own length
         evaluation=Evaluation(tokens={evaluation}, times=4),
         seed=seed,
@@ -113,9 +114,9 @@ def content(
         classes=", ".join(sorted(set(kinds.values()))),
         models="{" + models + "}",
         shapes=_shapes(design, archs),
-        batch=_table(design, archs, batches=True),
-        rate="{" + ", ".join(f"{_number(c)}: {_rate(design, c)!r}" for c in design.budgets) + "}",
-        widths=_table(design, archs, batches=False),
+        batch=_table(design, archs, lambda p: p.run.batch_tokens),
+        rate=_table(design, archs, lambda p: p.run.optimizer.lr),
+        widths=_table(design, archs),
         repeats=_repeats(design, seeds),
         context=first.model.context,
         data=first.data.source,
@@ -182,16 +183,18 @@ def _shapes(design: Design, archs: list[str]) -> str:
     return "\n".join([*lines, "}"])
 
 
-def _table(design: Design, archs: list[str], *, batches: bool) -> str:
-    """Architecture -> budget -> widths, or width -> tokens per step."""
+def _table(
+    design: Design, archs: list[str], value: Callable[[Planned], float] | None = None
+) -> str:
+    """Architecture -> budget -> widths, or width -> a value of the run."""
     lines = ["{"]
     for arch in archs:
         lines.append(f"    {arch!r}: {{")
         for budget in design.budgets:
             here = [p for p in design.planned if (p.arch, p.budget) == (arch, budget)]
-            steps = dict(sorted({_width(p): p.run.batch_tokens for p in here}.items()))
-            if steps:
-                lines.append(f"        {_number(budget)}: {steps if batches else list(steps)!r},")
+            known = dict(sorted({_width(p): value(p) if value else 0 for p in here}.items()))
+            if known:
+                lines.append(f"        {_number(budget)}: {known if value else list(known)!r},")
         lines.append("    },")
     return "\n".join([*lines, "}"])
 
@@ -200,10 +203,6 @@ def _number(value: float) -> str:
     """As people write it, where that is the very same number."""
     short = scientific(value)
     return short if float(short) == value else repr(value)
-
-
-def _rate(design: Design, budget: float) -> float:
-    return next(p.run.optimizer.lr for p in design.planned if p.budget == budget)
 
 
 def _repeats(design: Design, seeds: int) -> str:

@@ -16,9 +16,7 @@ from isoflop.planning.grid import (
     SIDE,
     Ask,
     Design,
-    batch_tokens,
     design,
-    learning_rate,
 )
 from isoflop.planning.pilot import FAMILY, Pilot, load, ruled, without
 from isoflop.planning.shapes import WIDTHS, ladder, named, size
@@ -139,14 +137,6 @@ def test_the_rule_as_a_law_has_its_optimum_at_20() -> None:
         assert np.exp(place.y - place.x)[0] == pytest.approx(20.0)
     middle = Points(*(np.array([part.mean()]) for part in (points.x, points.y, points.c, points.u)))
     assert law.predict(middle)[0][0] < np.log(3.5) + 0.3
-
-
-def test_batches_and_rates_follow_the_rule() -> None:
-    config = LADDERS["llama"][20]
-    assert batch_tokens(1e18, config) == pytest.approx(0.2920 * 1e18**0.3271, rel=1e-3)
-    assert batch_tokens(1e18, config, workers=8) % (64 * 8) == 0
-    assert batch_tokens(1e8, config) == 64
-    assert learning_rate(1e20) == pytest.approx(9.9e-4, rel=0.01)
 
 
 def test_ladders_grow_and_can_be_built() -> None:
