@@ -65,7 +65,11 @@ def test_tasks_and_metrics_are_added(csv: Path, capsys: pytest.CaptureFixture[st
     assert metric["law"] == "metric" and metric["floor"] == 0.4
     truth = 0.4 + 0.5 * 1e4**-0.1
     assert metric["prediction"]["value"] == pytest.approx(truth, abs=0.01)
-    assert fit(str(csv), *words, "--against", "loss", "--task-curve", "sigmoid") == 0
+    out = csv.parent / "report"
+    more = ("--against", "loss", "--task-curve", "sigmoid", "--out", str(out))
+    assert fit(str(csv), *words, *more) == 0
+    drawn = {path.name for path in (out / "figures").iterdir()}
+    assert drawn == {"chinchilla.png", "accuracy-all-runs.png", "novelty-all-runs.png"}
     shown = capsys.readouterr().out
     assert "accuracy, all runs: compute to loss" in shown and "against loss" in shown
 
@@ -103,7 +107,9 @@ def test_hyper_parameters_have_laws_of_their_own(
     low, high = law["exponents"]["N"]["interval"]
     assert low <= -0.3 <= high and len(law["cells"]) == 6
     assert json.loads((out / "laws.json").read_text())[0] == law
-    assert "best lr" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "best lr" in page and page.count("<img ") == 1
+    assert (out / "figures" / "best-lr.png").read_bytes().startswith(b"\x89PNG")
     cut = sweep()
     cut[cut["lr"] > 0.5 * cut["N"] ** -0.3].to_csv(path, index=False)
     assert fit(str(path), "--hyper", "lr") == 1

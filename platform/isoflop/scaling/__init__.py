@@ -37,6 +37,7 @@ Laws of other things than the loss:
     hyperparameters  the best learning rate and batch against size and length
     response     curves of one variable; tasks: compute to loss to accuracy
     metrics      what models write, against compute or loss, to a floor, with at most one break
+    sketches     how the envelope and these laws look
     agreement    all of those metrics at once, and whether the best by loss are the best at them
 
 `isoflop fit`, in the order in which a question passes through:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from isoflop.scaling import sketches
 from isoflop.scaling.hyperparameters import Cell, HyperLaw, hyper_laws, optima
 from isoflop.scaling.interval import Interval, Refusal, compact
 from isoflop.scaling.metrics import Against, Kind, MetricLaw, metric_law
@@ -16,6 +18,8 @@ from isoflop.scaling.response import SHAPES
 from isoflop.scaling.tasks import TaskScore, task_score, two_step
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from isoflop.scaling.columns import Runs
     from isoflop.scaling.question import Question
     from isoflop.scaling.sources import Source
@@ -47,10 +51,11 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """Answers as lines for a terminal and as JSON."""
+    """Answers as lines for a terminal, as JSON, and as figures that are drawn when asked for."""
 
     lines: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
 
     def add(self, lines: Sequence[str], record: dict[str, Any]) -> None:
         self.lines.extend(lines)
@@ -95,6 +100,9 @@ def _hyper(found: Said, question: Question, source: Source, table: Runs) -> None
     frame = table.frame.assign(**extra).dropna(subset=list(names))
     cells = optima(frame, names, resamples=question.resamples, seed=question.seed)
     laws = hyper_laws(cells, names, resamples=question.resamples, seed=question.seed)
+    for name in names:
+        known = {family: law for (family, other), law in laws.items() if other == name}
+        found.figures[f"best {name}"] = partial(sketches.optima, name, cells, known)
     for (family, name), law in laws.items():
         own = [cell for cell in cells if cell.family == family]
         lines = ["", f"best {name}, {family}:", *(f"  {_cell(cell, name)}" for cell in own)]
@@ -150,6 +158,7 @@ def _task(
     if isinstance(steps, Refusal):
         found.add([*lines, f"  no law: {steps}"], head | {"refusal": steps.record()})
         return
+    found.figures[f"{name}, {family}"] = partial(sketches.task, name, steps, loss, values)
     target = question.target or float(c.max())
     best = steps.law.optimum(target)
     lines.append(f"  scatter about the curve {steps.curve.scatter:.4f}, {len(values)} runs")
@@ -192,6 +201,8 @@ def _metric(
     if isinstance(law, Refusal):
         found.add([*lines, f"  no law: {law}"], head | {"refusal": law.record()})
         return
+    over = rows[asked.against].to_numpy(float)
+    found.figures[f"{name}, {family}"] = partial(sketches.metric, name, law, over, values)
     lines.append(f"  {law.curve.shape.equation}, scatter {law.curve.scatter:.4g}")
     for shape, error in law.held_out.items():
         chosen = "  <- chosen" if shape == law.curve.shape.name else ""

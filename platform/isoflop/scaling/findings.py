@@ -38,7 +38,7 @@ def findings(
     question: Question, source: Source, table: Runs, laws: Sequence[Law]
 ) -> list[Findings]:
     """One per family, in the table's order."""
-    long = _history(source)
+    long = history(source)
     return [
         _family(question, table, name, [law for law in laws if law.family == name], long)
         for name in table.families
@@ -80,7 +80,7 @@ def _prediction(laws: Sequence[Law], mean: Average | None, seed: int) -> Interva
     return predict(fits, mean.weights, at.size.value, at.tokens.value, widen=widen, seed=seed)
 
 
-def _history(source: Source) -> pd.DataFrame | None:
+def history(source: Source) -> pd.DataFrame | None:
     """The long table in the columns of `columns.runs`, losses along the way included."""
     if source.history is None:
         return None

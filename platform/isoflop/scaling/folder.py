@@ -6,21 +6,25 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from isoflop.scaling.envelope import Envelope, curves
 from isoflop.scaling.files import put
-from isoflop.scaling.findings import Findings, settings
+from isoflop.scaling.findings import Findings, history, settings
 from isoflop.scaling.parametric import Resampled
 from isoflop.scaling.records import records
 from isoflop.scaling.sensitivity import Setting, lines
 from isoflop.scaling.words import text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from isoflop.scaling.asked import Said
     from isoflop.scaling.columns import Runs
     from isoflop.scaling.question import Law, Question
@@ -51,9 +55,8 @@ def write(
     put(folder / "residuals.csv", _residuals(table, laws).to_csv(index_label="row").encode())
     pictures = []
     for name, image in _pictures(laws).items():
-        put(folder / "figures" / f"{name}.png", image)
-        data = base64.b64encode(image).decode()
-        pictures.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">')
+        pictures.append(_kept(folder, name, image))
+    others = [_kept(folder, name, _png(figure)) for name, figure in _further(found, source, more)]
     shown = html.escape("\n".join([text(question, source, table, laws, found), *more.lines]))
     page = (
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(source.name)}</title>'
@@ -61,7 +64,7 @@ def write(
         f"<pre>{shown}</pre>{''.join(pictures)}"
         "<p>Left: points on the line are runs the law describes exactly. Right: a trend would mean "
         "that the law has the wrong form.</p>"
-        f"<h2>What moves with choices</h2>{_choices(moved)}"
+        f"{''.join(others)}<h2>What moves with choices</h2>{_choices(moved)}"
     )
     return put(folder / "report.html", page.encode())
 
@@ -73,6 +76,7 @@ def write_said(folder: Path, name: str, found: Said) -> Path:
     page = (
         f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><pre>{shown}</pre>"
+        + "".join(_kept(folder, name, _png(draw())) for name, draw in found.figures.items())
     )
     return put(folder / "report.html", page.encode())
 
@@ -137,7 +141,35 @@ def _pictures(laws: list[Law]) -> dict[str, bytes]:
         }
         figure = plots.parametric(fits)
         if figure is not None:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=110)
-            found[form] = buffer.getvalue()
+            found[form] = _png(figure)
     return found
+
+
+def _further(found: Sequence[Findings], source: Source, more: Said) -> Iterator[tuple[str, Figure]]:
+    """Approach 1, and what was asked beside the laws of the loss."""
+    from isoflop.scaling import sketches
+
+    long = history(source)
+    lower = {
+        each.family: (curves(long[long["family"] == each.family]), each.envelope)
+        for each in found
+        if long is not None and isinstance(each.envelope, Envelope)
+    }
+    if lower:
+        yield "envelope", sketches.envelopes(lower)
+    for name, draw in more.figures.items():
+        yield name, draw()
+
+
+def _kept(folder: Path, name: str, image: bytes) -> str:
+    """The figure as a file of its own, and as a part of the page."""
+    file = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    put(folder / "figures" / f"{file}.png", image)
+    data = base64.b64encode(image).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -68,6 +68,14 @@ def test_a_study_folder_gives_laws_and_the_envelope(
     assert objects(capsys, str(study.parent))[0]["family"] == "gpt"  # the folder of one study
 
 
+def test_the_report_draws_what_was_found(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects(capsys, str(study), "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out/figures/envelope.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out/report.html").read_text().count("<img ") == 1
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no runs\.parquet; run the study"):
         load(str(tmp_path), Columns())
