@@ -33,7 +33,7 @@ ALLOWED = {
     "orchestration": {
         "run", "data", "training", "rollouts", "tracking", "models", "models.interface",
     },
-    "record": {"run", "orchestration.job", "rollouts"},
+    "record": {"run", "data", "orchestration.job", "rollouts"},
     "progress": {"orchestration.job", "training"},
     "report": {"scaling", "rollouts"},
     "plan": {
