@@ -24,6 +24,16 @@ if [ -n "${ISOFLOP_SLOT:-}" ]; then # provider.network: overlay
   bash cluster/wireguard.sh
 fi
 
+# gloo and NCCL look for an interface by the host's name, which on rented machines often is the
+# loopback's: they are told the one that has this node's address. None has it behind a translation.
+if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
+  interface="$(ip -o addr show | awk -v own="$ISOFLOP_NODE_ADDRESS" \
+    '{split($4, part, "/"); if (part[1] == own) {print $2; exit}}')"
+  if [ -n "$interface" ]; then
+    export GLOO_SOCKET_IFNAME="$interface" NCCL_SOCKET_IFNAME="$interface"
+  fi
+fi
+
 options=(
   "--node-ip-address=$ISOFLOP_NODE_ADDRESS"
   --node-manager-port=6380
