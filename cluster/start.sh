@@ -20,6 +20,10 @@ if [ ! -s "$HOME/.ray/auth_token" ]; then
 fi
 chmod 600 "$HOME/.ray/auth_token"
 
+if [ -n "${ISOFLOP_NETWORK:-}" ]; then # private, tailscale: the node alone knows its address
+  ISOFLOP_NODE_ADDRESS="$(python -m cluster.network "$ISOFLOP_NETWORK" "${@:2}")"
+  export ISOFLOP_NODE_ADDRESS
+fi
 if [ -n "${ISOFLOP_SLOT:-}" ]; then # provider.network: overlay
   bash cluster/wireguard.sh
 fi

@@ -1,7 +1,8 @@
 """Does it all work together? A real `ray up`, on hosts made of namespaces, without a way out.
 
 Two rented hosts train one model with DDP; one is taken away meanwhile and replaced; the run goes on
-from its checkpoint. Before and after: what is not in stock, what is too dear, and nothing left.
+from its checkpoint. Before and after: what is not in stock, what is too dear, and nothing left. The
+second cluster is one pod of two machines with a network of their own, and ends itself.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class Lab:
         for words in (
             ("link", "set", "lo", "up"),
             ("link", "add", "bridge", "type", "bridge"),
-            ("addr", "add", "10.77.0.1/24", "dev", "bridge"),
+            ("addr", "add", "203.0.113.1/24", "dev", "bridge"),
             ("link", "set", "bridge", "up"),
+            ("link", "add", "private", "type", "bridge"),
+            ("link", "set", "private", "up"),
         ):
             _ip("-n", self.name, *words)
         kept = [path for path in {sys.prefix, sys.base_prefix} if path.startswith("/tmp/")]
@@ -82,15 +85,15 @@ class Lab:
             "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
             "PRIME_API_KEY": "fake",
             "PRIME_HEAD_API_KEY": "fake",
-            "PRIME_API_BASE_URL": "http://10.77.0.1:8700",
+            "PRIME_API_BASE_URL": "http://203.0.113.1:8700",
             "AUTOSCALER_NODE_SSH_INTERVAL_S": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        log = (self.folder / "log").open("w")
-        return subprocess.Popen(
-            [*self._inside, *command], env=environment, cwd=ROOT, text=True,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with (self.folder / "log").open("w") as log:
+            return subprocess.Popen(
+                [*self._inside, *command], env=environment, cwd=ROOT, text=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def run(self, *command: str, seconds: float = 240) -> tuple[int, str]:
         """Such a command's status and output."""
@@ -99,7 +102,7 @@ class Lab:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
-            status = -1
+            status = process.wait() or -1
         return status, (self.folder / "log").read_text()
 
     def until(self, reached: Callable[[], Any], what: str, seconds: float) -> Any:
@@ -112,14 +115,15 @@ class Lab:
 
     def diary(self) -> str:
         """What the head's autoscaler last wrote, and what the laptop last saw."""
-        logs = sorted(self.folder.glob("hosts/*/tmp/ray/session_latest/logs/monitor.*"))
+        logs = sorted(self.folder.glob("hosts/*/tmp/ray/session_2*/logs/monitor.*"))
         texts = [path.read_text()[-3000:] for path in logs]
         return "\n".join([*texts, (self.folder / "log").read_text()[-3000:]])
 
     def close(self) -> None:
-        assert self.market.stdin is not None
+        assert self.market.stdin is not None and self.market.stdout is not None
         self.market.stdin.close()
         self.market.wait(30)
+        self.market.stdout.close()
         _ip("netns", "del", self.name)
 
 
@@ -139,15 +143,17 @@ def lab() -> Iterator[Lab]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cluster_file(lab: Lab) -> Path:
-    """cluster/prime.yaml, with nodes of one small processor each and an image that has all."""
+def cluster_file(lab: Lab, head: dict[str, Any], other: dict[str, Any], **provider: Any) -> Path:
+    """cluster/prime.yaml, with nodes of one processor each and an image that has everything."""
     config = yaml.safe_load((ROOT / "cluster" / "prime.yaml").read_text())
+    config["provider"] |= provider
     config["provider"]["limits"] = {
-        "dollars_per_hour": 2.0, "dollars": 5, "hours": 2, "idle_minutes": 30,
+        "dollars_per_hour": 3.5, "dollars": 9, "hours": 50, "idle_minutes": 30,
     }  # fmt: skip
-    for name, values in config["available_node_types"].items():
-        values["resources"] = {"CPU": 1}
-        values["node_config"]["price"] = 0.5 if name == "head" else 2.0
+    types = config["available_node_types"]
+    types["head"] |= {"node_config": head, "resources": {"CPU": 1}}
+    types["gpu"] |= {"node_config": other, "resources": {"CPU": 1}}
+    types["gpu"]["max_workers"] = 1 if not other else 2
     config["file_mounts"] = {"~/isoflop": str(ROOT)}
     config["initialization_commands"] = []
     setup = [f"ISOFLOP_VENV={sys.prefix} bash ~/isoflop/cluster/setup.sh"]
@@ -160,42 +166,80 @@ def cluster_file(lab: Lab) -> Path:
     return path
 
 
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+ISOFLOP = [sys.executable, "-m", "isoflop.cli", "cluster"]
+WANT_THREE = (
+    "python -c \"import ray; ray.init(address='auto'); "
+    'from ray.autoscaler.sdk import request_resources; request_resources(num_cpus=3)"'
+)
+
+
+def up(lab: Lab, path: Path) -> str:
+    """A cluster that stands. A raylet may give up on a slow machine; the same command goes on."""
+    for _ in range(2):
+        status, shown = lab.run(*RAY, "up", str(path), "-y", "--no-config-cache")
+        if not status:
+            return shown
+    raise AssertionError(shown)
+
+
+def connected(lab: Lab, path: Path) -> str:
+    """What `isoflop cluster check` says once it finds two nodes."""
+
+    def two() -> str:
+        status, shown = lab.run(*ISOFLOP, "check", "--cluster", str(path))
+        return shown if not status and "2 nodes" in shown else ""
+
+    found: str = lab.until(two, "an all-reduce over both", 240)
+    return found
+
+
+def no_secret_is_seen(lab: Lab) -> None:
+    """Neither in a command line of any process, nor in a log, nor in the cluster's file."""
+    own = lab.home / ".isoflop" / "clusters" / "lab"
+    secrets = [(own / "auth_token").read_text(), (own / "ssh_key").read_text().splitlines()[2]]
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _readable(path)]
+    logs = [*lab.folder.glob("hosts/*/tmp/ray/session_2*/logs/**/*"), lab.folder / "log"]
+    logs += [*lab.folder.glob("hosts/*/home/**/*.log"), lab.folder / "lab.yaml"]
+    texts = [path.read_bytes() for path in logs if path.is_file()]
+    assert len(texts) > 10, "the logs were not found"
+    assert not [s for s in secrets for text in (*lines, *texts) if s.encode() in text]
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return bool(path.read_bytes())
+    except OSError:  # it has ended meanwhile
+        return False
+
+
 def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
-    path = str(cluster_file(lab))
-    ray, isoflop = (
-        [sys.executable, "-m", "ray.scripts.scripts"],
-        [sys.executable, "-m", "isoflop.cli"],
-    )
+    head = {"gpu": "CPU_NODE", "price": 0.5}
+    path = cluster_file(lab, head, {"gpu": "H100_80GB", "price": 2.0})
 
     lab.order("stock", "cpu", 0)  # not even the head can be had
-    status, shown = lab.run(*ray, "up", path, "-y", "--no-config-cache")
+    status, shown = lab.run(*RAY, "up", str(path), "-y", "--no-config-cache")
     assert status != 0 and "out of stock" in shown, shown
     assert lab.pods() == []
 
     lab.order("stock", "cpu", 5)
-    status, shown = lab.run(*ray, "up", path, "-y", "--no-config-cache")
-    if status:  # a raylet gives up on a slow machine; the same command goes on
-        status, shown = lab.run(*ray, "up", path, "-y", "--no-config-cache")
-    assert status == 0 and "limits: 2 $/h" in shown, shown
-    (head,) = lab.pods("-h-")
+    assert "limits: 3.5 $/h" in up(lab, path)
     (first,) = lab.until(lambda: lab.pods("-w-"), "a worker is rented", 90)
     assert first["priceHr"] == 1.0, "the cheapest that fits"
+    assert "gloo, all-reduce of 64 MB" in connected(lab, path)
 
-    study = [
-        "submit", "--cluster", path, "studies/scaling_grid.py", "--",
+    running = lab.begin(
+        *ISOFLOP, "submit", "--no-check", "--cluster", str(path), "studies/scaling_grid.py", "--",
         "--only", "arch=llama", "--only", "width=16", "--only", "flops=1.2e11",
         "--set", "data.tokenizer=bytes", "--set", "checkpoints=2",
         "--workers", "2", "--storage", str(lab.shared),
-    ]  # fmt: skip
-    lab.until(lambda: lab.run(*isoflop, "cluster", "check", "--cluster", path)[1].count("2 nodes"),
-              "an all-reduce over both", 180)  # fmt: skip
-    running = lab.begin(*isoflop, "cluster", *study)
+    )  # fmt: skip
     checkpoint = lab.until(
         lambda: list(lab.shared.glob("scaling-grid/runs/*/checkpoints/*")), "a checkpoint", 240
     )[0]
     folder = checkpoint.parents[1]
+    no_secret_is_seen(lab)
     assert not (folder / "result.json").exists(), "the run is too short for this test"
-
     for offer in ("gpu-cheap", "gpu-dear"):
         lab.order("stock", offer, 0)
     lab.order("preempt", first["id"])
@@ -204,13 +248,51 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     lab.order("stock", "gpu-dear", 2)
     (second,) = lab.until(lambda: lab.pods("-w-"), "the lost worker is replaced", 120)
     assert second["id"] != first["id"] and second["priceHr"] == 1.5
-    lab.until((folder / "result.json").exists, "the run has ended", 240)
-    assert running.wait(60) == 0, lab.diary()
+    lab.until((folder / "result.json").exists, "the run has ended", 300)
+    assert running.wait(90) == 0, lab.diary()
     found = json.loads((folder / "result.json").read_text())
     assert found["status"] == "finished" and found["workers"] == 2
 
-    status, shown = lab.run(*isoflop, "cluster", "status", "--cluster", path)
-    assert status == 0 and "1.6" in shown, shown  # $/h: a third node would pass the limit of 2
-    status, shown = lab.run(*ray, "down", path, "-y")
+    status, shown = lab.run(*RAY, "exec", str(path), WANT_THREE)
+    assert status == 0, shown
+    lab.until(lambda: "Limit" in lab.diary(), "a third node is too dear", 60)
+    assert len(lab.pods()) == 2
+    status, shown = lab.run(*ISOFLOP, "status", "--cluster", str(path))
+    assert status == 0 and "1.60" in shown, shown
+    no_secret_is_seen(lab)
+    status, shown = lab.run(*RAY, "down", str(path), "-y")
     assert status == 0 and lab.pods() == [], shown
-    assert not list(lab.home.glob(".ssh/*")), "no key of the user's own is touched"
+
+
+def test_a_pod_of_two_machines_ends_itself_at_its_limit(lab: Lab) -> None:
+    """Over the network between them; the watch is killed first, and the laptop does nothing."""
+    head = {"gpu": "H100_80GB", "price": 2.0, "machines": 2}
+    path = cluster_file(lab, head, {}, network="private")
+    assert "2 machines with 2 H100_80GB" in up(lab, path)
+    (pod,) = lab.pods()
+    shown = connected(lab, path)
+    nodes = [*lab.folder.glob(f"hosts/{pod['id']}*")]
+    assert len(nodes) == 2, shown
+    starts = "".join(p.read_text() for p in nodes[0].parent.glob("*/tmp/ray/session_2*/logs/*.log"))
+    assert "10.88.0." in starts and "--node_ip_address=203.0.113." not in starts
+
+    watches = subprocess.run(
+        ["pgrep", "-f", "cluster.prime.watch$"], capture_output=True, text=True
+    )
+    mine = [int(pid) for pid in watches.stdout.split() if _of(int(pid), nodes)]
+    assert mine, "no watch runs"
+    for pid in mine:
+        os.kill(pid, 9)
+    lab.order("begun", 4)  # hours ago, at 3 dollars each
+    lab.until(lambda: not lab.pods(), "the watch comes back and ends the cluster", 150)
+    status, shown = lab.run(*RAY, "down", str(path), "-y")
+    assert status == 0 and lab.pods() == [], shown
+
+
+def _of(pid: int, nodes: list[Path]) -> bool:
+    """Whether a process's home is that of one of these hosts."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    return any(f"HOME={node}/home" in text for node in nodes)
