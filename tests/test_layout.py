@@ -76,7 +76,7 @@ OWNED = {
     "tokenizers": ("data", "benchmarks"),  # as a peer
     "sentencepiece": ("data",),
     "huggingface_hub": ("data",),
-    "fsspec": ("data",),
+    "fsspec": ("data", "orchestration"),
 }
 
 

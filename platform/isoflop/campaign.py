@@ -34,6 +34,7 @@ from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared
 from isoflop.design import Point, Study, UserError, build, user_input
 from isoflop.orchestration.job import Job, execute, result
+from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
 from isoflop.progress import Progress, duration
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
@@ -41,12 +42,15 @@ from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 from isoflop.training.step import has_bfloat16
 
+LOCAL = ("runs", "ray", "stop", "lock")  # of a study's folder: not for the driver to write back
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where a study runs and keeps its results; never part of a run's identity."""
 
     storage: Path
+    mirror: Mirror | None = None  # of the storage, where it is a URL
     tracking: str | None = None
     address: str | None = None
     workers: int = 1
@@ -58,6 +62,18 @@ class Machine:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+    @staticmethod
+    def at(storage: str | Path, **others: Any) -> Machine:
+        """With its results in a folder, or at a URL. Raises UserError."""
+        with user_input():
+            mirror = Mirror.of(str(storage)) if is_url(str(storage)) else None
+        return Machine(storage=mirror.local if mirror else Path(storage), mirror=mirror, **others)
+
+    def fetch(self, study: str) -> None:
+        """What other machines have recorded of a study."""
+        if self.mirror:
+            self.mirror.pull(self.storage / study, not_checkpoints)
 
     @property
     def tracking_uri(self) -> str:
@@ -152,6 +168,9 @@ class Campaign:
         if predicted:
             print(predicted)
         print(f"\nreport  {_near(page)}")
+        if self.machine.mirror:  # the runs are there already
+            self.machine.mirror.push(self.folder, lambda name: name.split("/")[0] not in LOCAL)
+            print(f"kept at {self.machine.mirror.url}/{self.study.name}")
         return text
 
     def go(self) -> int:
@@ -191,7 +210,8 @@ class Campaign:
                     share = slots(resources, self.machine.workers, self.machine.at_once)
                 print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
                 progress = stack.enter_context(Progress(left, done))
-                watcher = _Both(progress, _Tracked(tracker, self.study))
+                watcher = _Both(_Fetched(self.machine.mirror), progress,
+                                _Tracked(tracker, self.study))  # fmt: skip
                 for stage in preregister.stages(self, left) if self.preregister else [left]:
                     run_points(stage, share, self.folder / "ray", watcher)
                     if (self.folder / "stop").exists():
@@ -246,7 +266,11 @@ def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Pre
 
     console = Console(quiet=quiet)
     with console.status("preparing the text") as status:
-        return {text: prepare_all(text, machine.storage / "data", status.update) for text in texts}
+        found = {text: prepare_all(text, machine.storage / "data", status.update) for text in texts}
+        if machine.mirror:
+            for folder in {part.folder for one in found.values() for part in parts(one).values()}:
+                machine.mirror.push(folder)
+    return found
 
 
 def job_of(
@@ -265,6 +289,7 @@ def job_of(
         folder=(folder / "runs" / resolved.identity).absolute(),
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
+        mirror=machine.mirror,
         beside=machine.beside,
     )
 
@@ -355,6 +380,23 @@ class _Both:
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         for watcher in self.watchers:
             watcher.ended(job, result)
+
+
+class _Fetched:
+    """Copies what a run on another machine left, before anybody here looks for it."""
+
+    def __init__(self, mirror: Mirror | None) -> None:
+        self.mirror = mirror
+
+    def started(self, job: Job) -> None:
+        """Nothing is there yet."""
+
+    def progressed(self, job: Job, records: list[Record]) -> None:
+        """Records come by themselves."""
+
+    def ended(self, job: Job, result: dict[str, Any]) -> None:
+        if self.mirror:
+            self.mirror.pull(job.folder, not_checkpoints)
 
 
 class _Tracked:

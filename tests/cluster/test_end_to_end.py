@@ -143,12 +143,14 @@ def lab() -> Iterator[Lab]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cluster_file(lab: Lab, head: dict[str, Any], other: dict[str, Any], **provider: Any) -> Path:
+def cluster_file(
+    lab: Lab, head: dict[str, Any], other: dict[str, Any], rate: float, **provider: Any
+) -> Path:
     """cluster/prime.yaml, with nodes of one processor each and an image that has everything."""
     config = yaml.safe_load((ROOT / "cluster" / "prime.yaml").read_text())
     config["provider"] |= provider
     config["provider"]["limits"] = {
-        "dollars_per_hour": 3.5, "dollars": 9, "hours": 50, "idle_minutes": 30,
+        "dollars_per_hour": rate, "dollars": 9, "hours": 50, "idle_minutes": 30,
     }  # fmt: skip
     types = config["available_node_types"]
     types["head"] |= {"node_config": head, "resources": {"CPU": 1}}
@@ -215,7 +217,7 @@ def _readable(path: Path) -> bool:
 
 def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     head = {"gpu": "CPU_NODE", "price": 0.5}
-    path = cluster_file(lab, head, {"gpu": "H100_80GB", "price": 2.0})
+    path = cluster_file(lab, head, {"gpu": "H100_80GB", "price": 2.0}, 2.5)
 
     lab.order("stock", "cpu", 0)  # not even the head can be had
     status, shown = lab.run(*RAY, "up", str(path), "-y", "--no-config-cache")
@@ -223,7 +225,7 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     assert lab.pods() == []
 
     lab.order("stock", "cpu", 5)
-    assert "limits: 3.5 $/h" in up(lab, path)
+    assert "limits: 2.5 $/h" in up(lab, path)
     (first,) = lab.until(lambda: lab.pods("-w-"), "a worker is rented", 90)
     assert first["priceHr"] == 1.0, "the cheapest that fits"
     assert "gloo, all-reduce of 64 MB" in connected(lab, path)
@@ -232,7 +234,7 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
         *ISOFLOP, "submit", "--no-check", "--cluster", str(path), "studies/scaling_grid.py", "--",
         "--only", "arch=llama", "--only", "width=16", "--only", "flops=1.2e11",
         "--set", "data.tokenizer=bytes", "--set", "checkpoints=2",
-        "--workers", "2", "--storage", str(lab.shared),
+        "--workers", "2", "--storage", f"file://{lab.shared}",
     )  # fmt: skip
     checkpoint = lab.until(
         lambda: list(lab.shared.glob("scaling-grid/runs/*/checkpoints/*")), "a checkpoint", 240
@@ -252,6 +254,9 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     assert running.wait(90) == 0, lab.diary()
     found = json.loads((folder / "result.json").read_text())
     assert found["status"] == "finished" and found["workers"] == 2
+    assert (lab.shared / "scaling-grid" / "report.html").is_file()
+    at_the_end = [path.name for path in (folder / "checkpoints").iterdir()]
+    assert len(at_the_end) == 1, "the weights, and nothing that a lost node left"
 
     status, shown = lab.run(*RAY, "exec", str(path), WANT_THREE)
     assert status == 0, shown
@@ -267,7 +272,7 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
 def test_a_pod_of_two_machines_ends_itself_at_its_limit(lab: Lab) -> None:
     """Over the network between them; the watch is killed first, and the laptop does nothing."""
     head = {"gpu": "H100_80GB", "price": 2.0, "machines": 2}
-    path = cluster_file(lab, head, {}, network="private")
+    path = cluster_file(lab, head, {}, 3.0, network="private")
     assert "2 machines with 2 H100_80GB" in up(lab, path)
     (pod,) = lab.pods()
     shown = connected(lab, path)

@@ -192,8 +192,8 @@ def _above_the_floor(table: pd.DataFrame, runs: pd.DataFrame, analysis: Analysis
     above = runs["bits_per_byte"] / runs["floor_bits_per_byte"] - 1
     best = runs.iloc[int(above.to_numpy().argmin())]
     evidence = (
-        f"{best.get('label', best['run'])} comes nearest: {best['bits_per_byte']:.4f} bits per byte, "
-        f"{above.min():+.1%} from the {best['floor_bits_per_byte']:.4f} of the text"
+        f"{best.get('label', best['run'])} comes nearest: {best['bits_per_byte']:.4f} bits per "
+        f"byte, {above.min():+.1%} from the {best['floor_bits_per_byte']:.4f} of the text"
     )
     if above.min() < -BY_CHANCE:
         return Check(name, "fail", evidence, "a model saw what it should predict: find the leak")
