@@ -2,7 +2,8 @@
 
 `step-00000123.parquet` is of the set without a name, `step-00000123.NAME.parquet` of another. Log
 probabilities and entropies are kept in half precision; metrics were computed before that. Where a
-metric `m.NAME` has no value, `why.NAME` has the reason. Everything but `seconds` (of processor
+metric `m.NAME` has no value, `why.NAME` has the reason. `copied` holds the first token and the
+length of each stretch that the run had read, in turn. Everything but `seconds` (of processor
 time per rollout, as far as writing them goes) follows from the weights, the prompts and the seeds.
 """
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-VERSION = "2"  # of the rows: their columns, how they are sampled, and what the metrics mean
+VERSION = "3"  # of the rows: their columns, how they are sampled, and what the metrics mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +125,20 @@ def table(
         "entropies": pa.array([_half(row.entropies) for row in rollouts], halves),
         "text": pa.array([sample.text for sample in measured], pa.string()),
         "stop_condition": pa.array([row.stop for row in rollouts], pa.string()),
+        "copied": pa.array([_copied(sample) for sample in measured], ids),
         "n_tokens": pa.array([len(row.completion_ids) for row in rollouts], pa.int32()),
     }
     owners = [row.prompt_index for row in rollouts]
     for name, values in score(measured, owners).items():
         columns |= metric_columns(name, values)
     return pa.table(columns)
+
+
+def _copied(sample: Sample) -> list[int] | None:
+    """First token and length of each copied stretch in turn; None where nobody looked."""
+    if isinstance(sample.copies, Missing):
+        return None
+    return [place for stretch in sample.copies.stretches for place in stretch]
 
 
 def metric_columns(name: str, values: Sequence[float | Missing]) -> dict[str, pyarrow.Array]:
