@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster import command as cluster
 from isoflop import sample
@@ -105,9 +105,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.add_parser("compare", help="two studies, or two commits of a model: who is better?")
     )
 
-    rollouts_options(
-        verbs.add_parser("rollouts", help="what the models wrote, side by side"), _held_out
-    )
+    rollouts_options(verbs.add_parser("rollouts", help="what the models wrote, side by side"))
 
     plan = verbs.add_parser("plan", help="the IsoFLOP study that a budget pays for")
     plan_options(plan)
@@ -218,12 +216,6 @@ def _bench_fit(options: argparse.Namespace) -> int:
     from isoflop.benchmarks.fit import show
 
     return show(options.runs, options.share, options.resamples, options.seed)
-
-
-def _held_out(folder: Path) -> Any:
-    from isoflop.data.prepared import Prepared
-
-    return Prepared.read(folder).validation().ids
 
 
 def _join(address: str) -> AbstractContextManager[Runner]:
