@@ -94,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
         "rollouts", help="measuring 1,000 rollouts, and an index of what a run has read"
     )
     asked.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    asked.add_argument(
+        "--page",
+        action="store_true",
+        help="instead: the page of 100 runs x 50 captures x 256 rollouts, which take 1.5 GB",
+    )
     asked.set_defaults(act=_bench_rollouts)
 
     register(
@@ -207,9 +212,9 @@ def _bench_data(options: argparse.Namespace) -> int:
 
 
 def _bench_rollouts(options: argparse.Namespace) -> int:
-    from isoflop.benchmarks.rollouts import show
+    from isoflop.benchmarks import pages, rollouts
 
-    return show(options.rounds)
+    return pages.show() if options.page else rollouts.show(options.rounds)
 
 
 def _bench_fit(options: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from isoflop.rollouts.report.store import Written
 if TYPE_CHECKING:
     import pyarrow
 
-MOST_ROWS = 24_000  # in one page; some 500 bytes each
+MOST_ROWS = 40_000  # in one page; some 250 bytes each
 FEWEST = 4  # captures per run that are kept before samples go
 
 
@@ -80,7 +80,8 @@ def build(study: Path, target: Path, *, most: int = MOST_ROWS, wanted: str = "")
     vocabulary = _vocabularies(study)
     held, courses = [], []
     for run in runs:
-        tables = {s: run.read(s) for s in store.chosen(list(run.captures), selection.captures)}
+        kept = store.chosen(list(run.captures), selection.captures)
+        tables = {step: run.read(step, pieces.needed) for step in kept}
         held.append(_chunk(tables, asked, selection, vocabulary(run), names))
         courses.append(pieces.courses(tables[max(tables)]))
     copied = any(row[pieces.COPY] for run in held for rows in run.values() for row in rows)

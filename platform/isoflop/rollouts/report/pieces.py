@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,8 +24,18 @@ if TYPE_CHECKING:
 
 SHOWN = tuple(metric.name for metric in METRICS if metric.level != "corpus")
 
+COLUMNS = {
+    "spec", "prompt_id", "sample_id", "text", "completion_ids", "logprobs", "entropies",
+    "stop_condition", "copied", "n_tokens",
+}  # fmt: skip
+
 Row = list[Any]
 COPY = 6  # where in a row its copied stretches stand
+
+
+def needed(column: str) -> bool:
+    """Whether a column of a capture takes part in what is shown."""
+    return column in COLUMNS or column.startswith("m.")
 
 
 def rows(
@@ -49,7 +60,8 @@ def rows(
         if key in prompts and sample < samples
     ]
     part = table.take(kept)
-    ids, logprobs = part["completion_ids"], part["logprobs"]
+    ids = part["completion_ids"]
+    likely = _likely(part["logprobs"])
     ended, values = part["stop_condition"].to_pylist(), _metrics(part, names)
     copies = _copies(part)
     for place, index in enumerate(kept):
@@ -63,7 +75,7 @@ def rows(
                 columns["sample_id"][index],
                 text,
                 lengths,
-                digits(logprobs[place].values.to_numpy(zero_copy_only=False)),
+                likely[place],
                 None if loop is None else int(loop),
                 copies[place],
                 int(ended[place] == "stop"),
@@ -71,6 +83,14 @@ def rows(
             ]
         )
     return found
+
+
+def _likely(logprobs: pyarrow.ChunkedArray) -> list[str]:
+    """`digits` of each row; of all at once, which is ten times as fast."""
+    values = logprobs.combine_chunks()
+    flat = digits(values.flatten().to_numpy(zero_copy_only=False))
+    ends = np.concatenate([[0], np.cumsum(values.value_lengths().to_numpy())]).tolist()
+    return [flat[a:b] for a, b in pairwise(ends)]
 
 
 def _metrics(table: pyarrow.Table, names: Sequence[str]) -> dict[str, list[float | None]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,12 @@ class Written:
             found[question.spec] = found.get(question.spec, 0) + seeds
         return found
 
-    def read(self, step: int) -> pyarrow.Table:
-        """All sets of a step. Raises ValueError naming a file that cannot be read."""
+    def read(self, step: int, wanted: Callable[[str], bool] | None = None) -> pyarrow.Table:
+        """All sets of a step, the columns that are `wanted`. Raises ValueError naming a file that
+        cannot be read."""
         import pyarrow as pa
 
-        tables = [_table(path) for path in self.captures[step].values()]
+        tables = [_table(path, wanted) for path in self.captures[step].values()]
         return pa.concat_tables(tables, promote_options="permissive")
 
 
@@ -136,7 +137,7 @@ def _asked(
     metrics: dict[str, None] = {}
     lengths = {}
     for name, path in sorted(newest.items()):
-        table = _table(path, ["prompt", "sample_id", "n_tokens"])
+        table = _table(path, {"prompt", "n_tokens"}.__contains__)
         seeds: dict[str, int] = {}
         for prompt in table["prompt"].to_pylist():
             seeds[prompt] = seeds.get(prompt, 0) + 1
@@ -146,12 +147,14 @@ def _asked(
     return questions, list(metrics), lengths
 
 
-def _table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
+def _table(path: Path, wanted: Callable[[str], bool] | None = None) -> pyarrow.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read(columns)
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        return file.read(names if wanted is None else list(filter(wanted, names)))
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
 
