@@ -6,7 +6,6 @@ run has read, and one budget. This file knows no Ray (`scribe` captures beside t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,15 +164,3 @@ def write_references(run: Run, prepared: Prepared | Mixed, captures: Sequence[Ca
     }
     captures[0].folder.mkdir(parents=True, exist_ok=True)
     write_json(captures[0].folder / "references.json", plain)
-
-
-def read_references(folder: Path) -> dict[int, dict[str, Aggregate]]:
-    """What `write_references` left among a run's rows, by length; empty where there is nothing."""
-    try:
-        values = json.loads((folder / "references.json").read_text())
-    except FileNotFoundError:
-        return {}
-    return {
-        int(length): {name: Aggregate(**item) for name, item in found.items()}
-        for length, found in values.items()
-    }

@@ -16,8 +16,8 @@ import pytest
 from isoflop.cli import main
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.backfill import backfill, rejudge
-from isoflop.orchestration.capturing import read_references
 from isoflop.orchestration.job import Job, execute
+from isoflop.rollouts import references
 from isoflop.rollouts.capture import read
 from isoflop.run import Rollouts, Run, Spec, Text
 from isoflop.training.distributed import Ranks
@@ -67,10 +67,10 @@ def test_lost_rows_come_back_as_they_were(done: Job, cache: Path) -> None:
 
 
 def test_references_lie_beside_the_rows(done: Job) -> None:
-    found = read_references(done.folder / "rollouts")[8]
+    found = references.read(done.folder / "rollouts")[8]
     assert found["compression"].value is not None and found["entropy"].value is None
     assert 0 < (found["novel_8"].value or 0) <= 1
-    assert read_references(done.folder) == {}
+    assert references.read(done.folder) == {}
 
 
 def test_training_prefixes_count_once_they_were_read(done: Job) -> None:

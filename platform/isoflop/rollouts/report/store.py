@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.rollouts import references
+
 if TYPE_CHECKING:
     import pyarrow
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 ROLLOUT = "rollout/"
 
 Point = tuple[int, float, float | None, float | None]  # step, value, low, high
-ENDS = ("low", "high")
 Bound = tuple[float, float, float]  # value, low, high
 
 
@@ -175,13 +176,13 @@ def _stated(rollouts: Mapping[str, Any]) -> dict[str, int]:
 def _references(folder: Path, lengths: Mapping[str, int]) -> dict[str, Bound]:
     """What held-out text of the rollouts' length measures, by the names that curves have."""
     found: dict[str, Bound] = {}
-    known = _json(folder / "references.json") or {}
+    known = references.read(folder)
     for name, length in lengths.items():
-        for metric, item in known.get(str(length), {}).items():
-            if item["value"] is not None:
-                bounds = (item[end] if item[end] is not None else item["value"] for end in ENDS)
-                key = f"{name}/{metric}" if name else metric
-                found[key] = (item["value"], *bounds)
+        for metric, item in known.get(length, {}).items():
+            if item.value is not None:
+                low = item.value if item.low is None else item.low
+                high = item.value if item.high is None else item.high
+                found[f"{name}/{metric}" if name else metric] = (item.value, low, high)
     return found
 
 
