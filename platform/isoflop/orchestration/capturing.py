@@ -15,6 +15,7 @@ from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.rollouts import references
+from isoflop.rollouts.alarm import Raised, raised
 from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
 from isoflop.rollouts.generate import Rollout
 from isoflop.rollouts.novelty import Reading
@@ -105,6 +106,11 @@ class Capturing:
         self.expected = 0.0
         self.captures = captures
         self.ranks = ranks
+        self.alarms = asked.alarms
+        self.stopped: Raised | None = None  # the alarm that ends the run; known to the first rank
+
+    def stop(self) -> bool:
+        return self.stopped is not None
 
     def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
         affords = self.budget.affords(
@@ -119,13 +125,23 @@ class Capturing:
         flops = float(tokens) * self.flops_per_token
         record: Record = {}
         seconds = 0.0
+        known: dict[str, Aggregate] = {}
         for capture in self.captures:
             captured = capture(model, step=step, tokens=tokens, flops=flops)
             if captured is not None:
                 seconds += captured.seconds
                 record |= recorded(capture.spec.name, captured)
+                name = f"{capture.spec.name}/" if capture.spec.name else ""
+                known |= {f"{name}{metric}": item for metric, item in captured.aggregates.items()}
         self.expected = seconds
-        return record
+        return record | self._alarmed(known, step)
+
+    def _alarmed(self, known: Mapping[str, Aggregate], step: int) -> Record:
+        if not known:  # not the first rank
+            return {}
+        found = raised(self.alarms, known, step=step, steps=self.last)
+        self.stopped = next((one for one in found if one.action == "stop"), None)
+        return {f"alarm/{one.metric}": one.value for one in found}
 
 
 def recorded(name: str, captured: Captured) -> Record:
