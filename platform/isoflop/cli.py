@@ -155,15 +155,23 @@ def _backfill_options(text: argparse.ArgumentParser) -> None:
     text.add_argument("--new-tokens", type=int, default=64, help="(default: %(default)s)")
     text.add_argument("--novelty", action="store_true", help="compare with what the run had read")
     text.add_argument("--judge", type=Path, metavar="RUN", help="another run's folder")
+    text.add_argument(
+        "--plugins",
+        action="store_true",
+        help="only: measure its rows by packages' metrics",
+    )
     text.add_argument("--data", type=Path, help="prepared texts (default: STORAGE/data)")
     text.set_defaults(act=_backfill)
 
 
 def _backfill(options: argparse.Namespace) -> int:
-    from isoflop.orchestration.backfill import backfill, rejudge
+    from isoflop.orchestration.backfill import backfill, rejudge, remeasure
     from isoflop.run import Spec
     from models import ZOO
 
+    if options.plugins:
+        remeasure(options.run, say=print)
+        return 0
     specs = [
         Spec(
             name=Path(source).stem,

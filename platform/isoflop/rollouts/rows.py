@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from isoflop.captures import Spec
 from isoflop.rollouts.generate import Rollout
-from isoflop.rollouts.measured import Missing, Sample, number
+from isoflop.rollouts.measured import Metric, Missing, Sample, number
 from isoflop.rollouts.metrics import VALUES, score, summarise
 from isoflop.rollouts.novelty import Copies, Seen
 from isoflop.rollouts.prompts import Prompt, Tokenizer, row_seed, set_id
@@ -189,6 +189,40 @@ def aggregates(rows: pyarrow.Table) -> dict[str, Aggregate]:
     values = {name: rows[f"m.{name}"].to_pylist() for name in VALUES}
     ids = [row.values.to_numpy() for row in rows["completion_ids"]]
     return summarise(values, ids, prompts)
+
+
+def samples_of(rows: pyarrow.Table) -> list[Sample]:
+    """The rollouts of a file as metrics look at them, as far as rows keep it: without the text that
+    a prompt was taken from, and what had been read."""
+    return [
+        Sample(
+            np.asarray(row["completion_ids"], np.int32), row["text"], row["prompt"],
+            np.asarray(row["logprobs"], np.float32), np.asarray(row["entropies"], np.float32),
+            row["stop_condition"] == "stop",
+        )
+        for row in rows.select(
+            ["completion_ids", "text", "prompt", "logprobs", "entropies", "stop_condition"]
+        ).to_pylist()
+    ]  # fmt: skip
+
+
+def measure(file: Path, metrics: Sequence[Metric]) -> dict[str, Aggregate]:
+    """Write further metrics (plugins') into a capture's rows; their aggregates. One of a whole
+    corpus has no value in a row, only its aggregate."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file).read()
+    _, prompts = np.unique(table["prompt_id"].to_pylist(), return_inverse=True)
+    found = samples_of(table)
+    values = score(found, prompts, metrics)
+    for name, column in values.items():
+        for title, made in metric_columns(name, column).items():
+            if title in table.column_names:
+                table = table.drop_columns(title)
+            table = table.append_column(title, made)
+    write(table, file)
+    plain = {name: [number(item) for item in column] for name, column in values.items()}
+    return summarise(plain, [sample.ids for sample in found], prompts, metrics)
 
 
 def done(file: Path, run: str, prompts: Sequence[Prompt], seeds: int) -> pyarrow.Table | None:
