@@ -2,11 +2,13 @@
 
 python studies/rollouts_over_scale.py --plan     # what would run, and how long it takes
 python studies/rollouts_over_scale.py            # all of it, on this machine
-isoflop fit studies/results/rollouts-over-scale --rollout rollout/code/parses_as_python
+isoflop rollouts studies/results/rollouts-over-scale     # the texts side by side, two runs in numbers
+isoflop fit studies/results/rollouts-over-scale --metric rollout/code/entropy --against loss
 isoflop backfill studies/results/rollouts-over-scale/runs/RUN --judge BIGGEST_RUN
 
 Every run is asked the same prompts with the same seeds, so runs compare in pairs; held-out text of
-the same length says where people would be (`rollouts/references.json` of each run). Novelty counts
+the same length says where people would be. The report has the laws of the telling metrics against
+compute, size and loss, and whether the best run by loss is the best by each. Novelty counts
 against what each run had read by then, not against all of the text.
 """
 
@@ -48,7 +50,10 @@ study = Study(
     name="rollouts-over-scale",
     run=run,
     points=grid(
-        arch=list(ARCHITECTURES), width=[16, 32, 48], flops=[3e10, 6e10, 1.2e11, 2.4e11], seed=[0]
+        arch=list(ARCHITECTURES),
+        width=[16, 24, 32, 48],
+        flops=[3e10, 6e10, 1.2e11, 2.4e11],
+        seed=[0],
     ),
 )
 

@@ -158,6 +158,7 @@ class Campaign:
             table=judged,
             curves=curves,
             rollouts=record.rollouts(self.jobs),
+            references=record.references(self.jobs),
             family=family,
             budget=budget,
             analysis=analysis,

@@ -73,6 +73,33 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """The band that a metric must keep to, and what happens once it does not.
+
+    A run that is stopped so has ended ("alarmed"); a warning stands in its records, as
+    alarm/METRIC. A run with alarms captures its rollouts itself, not beside its training.
+    """
+
+    metric: str  # as in rollout/METRIC or rollout/SET/METRIC: "loop", "code/loop"
+    low: float | None = None
+    high: float | None = None
+    after: float = 0.1  # share of the run's steps
+    action: Literal["warn", "stop"] = "warn"
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            raise ValueError(f"the alarm on {self.metric} has no band; give low, high, or both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(
+                f"the alarm on {self.metric} has low {self.low} above high {self.high}"
+            )
+        if not 0 <= self.after <= 1:
+            raise ValueError(f"the alarm on {self.metric} has after={self.after}; allowed: 0 to 1")
+        if self.action not in ("warn", "stop"):
+            raise ValueError(f"the alarm's action is {self.action!r}; it must be warn or stop")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """What the model is asked to write while it learns: every prompt with every seed, each time.
 
@@ -91,6 +118,7 @@ class Rollouts:
     every: int = 0  # optimizer steps between captures; 0: log-spaced
     specs: tuple[Spec, ...] = ()  # further sets
     novelty: bool = False  # compare with what the run had read by then: an index of it is built
+    alarms: tuple[Alarm, ...] = ()  # raised where a whole interval lies outside its band
 
     def __post_init__(self) -> None:
         _check(self.seeds > 0, "rollouts.seeds", self.seeds, "above 0")
@@ -123,7 +151,7 @@ class Rollouts:
         those stay finished.
         """
         values = asdict(self)
-        for name in ("every", "specs", "novelty"):
+        for name in ("every", "specs", "novelty", "alarms"):
             if values[name] == getattr(type(self), name):
                 del values[name]
         if self.specs:

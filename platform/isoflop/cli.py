@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster import command as cluster
 from isoflop import sample
@@ -94,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
         "rollouts", help="measuring 1,000 rollouts, and an index of what a run has read"
     )
     asked.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    asked.add_argument(
+        "--page",
+        action="store_true",
+        help="instead: the page of 100 runs x 50 captures x 256 rollouts, which take 1.5 GB",
+    )
     asked.set_defaults(act=_bench_rollouts)
 
     register(
@@ -105,9 +110,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.add_parser("compare", help="two studies, or two commits of a model: who is better?")
     )
 
-    rollouts_options(
-        verbs.add_parser("rollouts", help="what the models wrote, side by side"), _held_out
-    )
+    rollouts_options(verbs.add_parser("rollouts", help="what the models wrote, side by side"))
 
     plan = verbs.add_parser("plan", help="the IsoFLOP study that a budget pays for")
     plan_options(plan)
@@ -152,15 +155,23 @@ def _backfill_options(text: argparse.ArgumentParser) -> None:
     text.add_argument("--new-tokens", type=int, default=64, help="(default: %(default)s)")
     text.add_argument("--novelty", action="store_true", help="compare with what the run had read")
     text.add_argument("--judge", type=Path, metavar="RUN", help="another run's folder")
+    text.add_argument(
+        "--plugins",
+        action="store_true",
+        help="only: measure its rows by packages' metrics",
+    )
     text.add_argument("--data", type=Path, help="prepared texts (default: STORAGE/data)")
     text.set_defaults(act=_backfill)
 
 
 def _backfill(options: argparse.Namespace) -> int:
-    from isoflop.orchestration.backfill import backfill, rejudge
+    from isoflop.orchestration.backfill import backfill, rejudge, remeasure
     from isoflop.run import Spec
     from models import ZOO
 
+    if options.plugins:
+        remeasure(options.run, say=print)
+        return 0
     specs = [
         Spec(
             name=Path(source).stem,
@@ -209,21 +220,15 @@ def _bench_data(options: argparse.Namespace) -> int:
 
 
 def _bench_rollouts(options: argparse.Namespace) -> int:
-    from isoflop.benchmarks.rollouts import show
+    from isoflop.benchmarks import pages, rollouts
 
-    return show(options.rounds)
+    return pages.show() if options.page else rollouts.show(options.rounds)
 
 
 def _bench_fit(options: argparse.Namespace) -> int:
     from isoflop.benchmarks.fit import show
 
     return show(options.runs, options.share, options.resamples, options.seed)
-
-
-def _held_out(folder: Path) -> Any:
-    from isoflop.data.prepared import Prepared
-
-    return Prepared.read(folder).validation().ids
 
 
 def _join(address: str) -> AbstractContextManager[Runner]:

@@ -78,7 +78,7 @@ class Progress:
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         self.running.pop(job.run.identity, None)
         self.results[job.run.identity] = result
-        if result["status"] in ("failed", "diverged"):
+        if result["status"] in ("failed", "diverged", "alarmed"):
             self.console.print(
                 f"{job.label}: {result['status']} ({result.get('error')})",
                 markup=False,

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from isoflop import targets
-from isoflop.captures import Rollouts, Spec
+from isoflop.captures import Alarm, Rollouts, Spec
 from isoflop.targets import Autoregressive, MaskedDiffusion, SpanDenoising
 from isoflop.text import Part, Text
 from isoflop.text import check as _check
@@ -25,6 +25,7 @@ from models.interface import Config, Scales, younger
 
 __all__ = [
     "AdamW",
+    "Alarm",
     "Autoregressive",
     "Checkpoints",
     "Evaluation",

@@ -33,7 +33,10 @@ PAGE = 1_000  # runs per page of a search
 BATCH = 1_000  # metrics per call: MLflow's own limit, and 40 times cheaper than one by one
 FLUSH_SECONDS = 5.0
 FIRST = "val/loss"  # MLflow's comparison opens with the metric that was written first
-STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+STATUS = {
+    "finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED",
+    "alarmed": "KILLED",
+}  # fmt: skip
 
 
 def check(uri: str) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from isoflop.run import (
     AdamW,
+    Alarm,
     Checkpoints,
     Evaluation,
     Part,
@@ -110,6 +111,7 @@ OTHER: dict[str, Any] = {
     "rollouts.every": 10,
     "rollouts.specs": (Spec(name="code", source="code"),),
     "rollouts.novelty": True,
+    "rollouts.alarms": (Alarm(metric="loop", high=0.5),),
 }
 # Markers follow from the objective; the others change no number.
 NOT_SCIENCE = {

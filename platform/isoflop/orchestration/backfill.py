@@ -20,8 +20,9 @@ from safetensors.torch import load_model
 from isoflop.data.mixture import Mixed, prepare_all
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import captures, write_references
-from isoflop.rollouts import capture, prompts
+from isoflop.rollouts import capture, prompts, rows
 from isoflop.rollouts.judge import judge
+from isoflop.rollouts.metrics import GROUP, plugins
 from isoflop.run import Run, Spec
 from isoflop.training.distributed import Ranks
 from models.interface import Config, Model
@@ -135,3 +136,23 @@ def rejudge(folder: Path, by: Path, zoo: Zoo, say: Say = lambda line: None) -> i
     count = sum(judge(file, model) for file in files)
     say(f"{count} rollouts in {len(files)} captures judged by {by.name}")
     return count
+
+
+def remeasure(folder: Path, say: Say = lambda line: None) -> int:
+    """Write what the metrics of installed packages (entry points `isoflop.metrics`) say of all
+    rollouts of the run in `folder` into their rows; the number of metrics.
+
+    Raises ValueError where no package has one, one cannot be loaded, or there are no rollouts.
+    """
+    metrics = plugins()
+    if not metrics:
+        raise ValueError(f"no installed package has a metric under the entry points {GROUP!r}")
+    files = sorted((folder / "rollouts").glob("step-*.parquet"))
+    if not files:
+        raise ValueError(f"{folder} has no rollouts to measure")
+    for file in files:
+        for name, found in rows.measure(file, metrics).items():
+            value = "none" if found.value is None else f"{found.value:.4g}"
+            ends = "" if found.low is None else f" [{found.low:.4g}, {found.high:.4g}]"
+            say(f"{file.name}  {name} {value}{ends}")
+    return len(metrics)

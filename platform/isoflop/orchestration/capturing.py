@@ -6,7 +6,6 @@ run has read, and one budget. This file knows no Ray (`scribe` captures beside t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.rollouts import references
+from isoflop.rollouts.alarm import Raised, raised
 from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
 from isoflop.rollouts.generate import Rollout
 from isoflop.rollouts.novelty import Reading
@@ -106,6 +106,11 @@ class Capturing:
         self.expected = 0.0
         self.captures = captures
         self.ranks = ranks
+        self.alarms = asked.alarms
+        self.stopped: Raised | None = None  # the alarm that ends the run; known to the first rank
+
+    def stop(self) -> bool:
+        return self.stopped is not None
 
     def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
         affords = self.budget.affords(
@@ -120,13 +125,23 @@ class Capturing:
         flops = float(tokens) * self.flops_per_token
         record: Record = {}
         seconds = 0.0
+        known: dict[str, Aggregate] = {}
         for capture in self.captures:
             captured = capture(model, step=step, tokens=tokens, flops=flops)
             if captured is not None:
                 seconds += captured.seconds
                 record |= recorded(capture.spec.name, captured)
+                name = f"{capture.spec.name}/" if capture.spec.name else ""
+                known |= {f"{name}{metric}": item for metric, item in captured.aggregates.items()}
         self.expected = seconds
-        return record
+        return record | self._alarmed(known, step)
+
+    def _alarmed(self, known: Mapping[str, Aggregate], step: int) -> Record:
+        if not known:  # not the first rank
+            return {}
+        found = raised(self.alarms, known, step=step, steps=self.last)
+        self.stopped = next((one for one in found if one.action == "stop"), None)
+        return {f"alarm/{one.metric}": one.value for one in found}
 
 
 def recorded(name: str, captured: Captured) -> Record:
@@ -165,15 +180,3 @@ def write_references(run: Run, prepared: Prepared | Mixed, captures: Sequence[Ca
     }
     captures[0].folder.mkdir(parents=True, exist_ok=True)
     write_json(captures[0].folder / "references.json", plain)
-
-
-def read_references(folder: Path) -> dict[int, dict[str, Aggregate]]:
-    """What `write_references` left among a run's rows, by length; empty where there is nothing."""
-    try:
-        values = json.loads((folder / "references.json").read_text())
-    except FileNotFoundError:
-        return {}
-    return {
-        int(length): {name: Aggregate(**item) for name, item in found.items()}
-        for length, found in values.items()
-    }

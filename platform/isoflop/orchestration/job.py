@@ -36,6 +36,7 @@ from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import Capturing, captures, write_references
 from isoflop.orchestration.mirror import Mirror
+from isoflop.rollouts.alarm import Raised
 from isoflop.run import Run
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
@@ -44,7 +45,7 @@ from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.process import settle
 
-FINAL = ("finished", "diverged")  # facts of the study; anything else is tried again
+FINAL = ("finished", "diverged", "alarmed")  # facts of the study; anything else is tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,10 @@ def execute(
         if ranks.leads:
             described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
             write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
-        outcome = _train(job, ranks, report, beside)
+        outcome, alarm = _train(job, ranks, report, beside)
         values = _summary(job, outcome)
+        if outcome.status == "stopped" and alarm is not None:
+            values |= {"status": "alarmed", "error": str(alarm)}
         if outcome.status == "finished":
             values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
     except Exception as error:
@@ -122,7 +125,8 @@ def _train(
     ranks: Ranks,
     report: Callable[[list[Record]], None],
     beside: Callable[[Job, Ranks], Capture] | None,
-) -> Outcome:
+) -> tuple[Outcome, Raised | None]:
+    """How the training ended, and the alarm that stopped it."""
     prepared, run = job.prepared, job.run
     tokenizer = prepared.tokenizer()
     feed.check(run, prepared)
@@ -133,11 +137,16 @@ def _train(
     text = HeldOut.of(rows, sizes, shares)
     folder = job.folder / "rollouts"
     asked = captures(run, prepared, folder, ranks, study=job.study, axes=job.axes)
-    capture: Capture | None = Capturing(run, asked, ranks) if asked else None
-    if asked and job.beside and beside is not None:
+    own = Capturing(run, asked, ranks) if asked else None
+    capture: Capture | None = own
+    if asked and job.beside and beside is not None and not run.rollouts.alarms:
         capture = beside(job, ranks)
+
+    def stop() -> bool:
+        return job.stop_file.exists() or (own is not None and own.stop())
+
     saved = job.mirror.checkpoint if job.mirror else lambda path: None
-    hooks = Hooks(report=report, capture=capture, stop=job.stop_file.exists, saved=saved)
+    hooks = Hooks(report=report, capture=capture, stop=stop, saved=saved)
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
     if ranks.leads:
@@ -149,7 +158,7 @@ def _train(
                 job.mirror.checkpoint(final)
             if asked:
                 write_references(run, prepared, asked)
-    return outcome
+    return outcome, own.stopped if own else None
 
 
 def _keep_newest(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from isoflop.report import written
 from isoflop.report.analysis import Analysis, analyse
 from isoflop.report.interactive import interactive
 from isoflop.report.tables import (
@@ -43,6 +44,7 @@ def build(
     table: pd.DataFrame,
     curves: Mapping[str, pd.DataFrame],
     rollouts: pd.DataFrame,
+    references: Mapping[str, float] | None = None,
     family: str | None = "axis.arch",
     budget: str | None = "axis.flops",
     analysis: Analysis | None = None,
@@ -50,7 +52,8 @@ def build(
     """Writes the report into `folder` and returns the path of its page.
 
     `table` has a row per run, `curves` a frame per run, `rollouts` a row per completion (each may
-    be empty). `analysis` saves fitting twice where the caller has fitted already.
+    be empty). `references` has the rollout metrics of held-out text. `analysis` saves fitting twice
+    where the caller has fitted already.
     """
     if analysis is None:
         analysis = analyse(table, curves=curves, family=family, budget=budget)
@@ -63,6 +66,9 @@ def build(
         pictures.append({"name": title, "data": data, "plot": drawn.get(title)})
     for file, frame in tables(table, analysis).items():
         put(folder / file, frame.to_csv(index=False).encode())
+    spoken = written.laws(table)
+    if len(spoken):
+        put(folder / "rollout-laws.csv", spoken.to_csv(index=False).encode())
     page = _render(
         name=name,
         question=question,
@@ -71,6 +77,7 @@ def build(
         plots=any(picture["plot"] for picture in pictures),
         runs=run_rows(table),
         rollouts=rollout_data(table, rollouts, analysis),
+        spoken=written.lines(table, spoken, references or {}),
         counts=table["status"].value_counts().to_dict(),
         captions=CAPTIONS,
         parameters=PARAMETERS,

@@ -30,21 +30,24 @@ def rollout_data(table: pd.DataFrame, rollouts: pd.DataFrame, analysis: Analysis
     order = ["family", *([analysis.budget] if analysis.budget else []), analysis.size]
     known = known.sort_values(order, kind="stable")
     rows = rollouts[rollouts["run"].isin(known["run"])]
-    rows = rows.drop_duplicates(["run", "step", "prompt_id", "sample_id"])
+    rows = rows.assign(spec=rows.get("spec", ""))
+    rows = rows.drop_duplicates(["run", "step", "spec", "prompt_id", "sample_id"])
     samples, left_out = _samples_that_fit(rows)
     rows = rows[rows["sample_id"].isin(samples)]
-    prompts = rows.drop_duplicates("prompt_id")[["prompt_id", "prompt"]]
-    number = {prompt: index for index, prompt in enumerate(prompts["prompt_id"])}
+    prompts = rows.drop_duplicates(["spec", "prompt_id"])[["spec", "prompt_id", "prompt"]]
+    asked = list(prompts.itertuples(index=False, name=None))
+    number = {(spec, prompt): index for index, (spec, prompt, _) in enumerate(asked)}
     place = {run: index for index, run in enumerate(known["run"])}
     return {
-        "prompts": [str(prompt) for prompt in prompts["prompt"]],
+        "prompts": [str(prompt) for _, _, prompt in asked],
+        "sets": [str(spec) for spec, _, _ in asked],
         "samples": [str(sample) for sample in samples],
         "left_out": left_out,
         "runs": [_run_head(row, analysis) for row in known.to_dict("records")],
         "texts": [
-            [place[run], int(step), number[prompt], samples.index(sample), str(text)]
-            for run, step, prompt, sample, text in rows[
-                ["run", "step", "prompt_id", "sample_id", "text"]
+            [place[run], int(step), number[spec, prompt], samples.index(sample), str(text)]
+            for run, step, spec, prompt, sample, text in rows[
+                ["run", "step", "spec", "prompt_id", "sample_id", "text"]
             ].itertuples(index=False)
         ],
     }

@@ -1,8 +1,8 @@
 """Does a run write as it should, or is something wrong with it?
 
-An `Alarm` watches one aggregate of a run's captures. It is raised only where the whole interval
-lies outside the band: a handful of rollouts that happen to loop is no reason to end a run. An
-untrained model is outside of any band that people wrote, so it is silent until `after`.
+An `isoflop.captures.Alarm` watches one aggregate of a run's captures. It is raised only where the
+whole interval lies outside the band: a handful of rollouts that happen to loop is no reason to end
+a run. An untrained model is outside of any band that people wrote, so it is silent until `after`.
 """
 
 from __future__ import annotations
@@ -11,30 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from isoflop.captures import Alarm, Rollouts
+from isoflop.rollouts.catalogue import METRICS
 from isoflop.rollouts.statistics import Aggregate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """The band that a metric must keep to, and what happens once it does not."""
-
-    metric: str
-    low: float | None = None
-    high: float | None = None
-    after: float = 0.1  # share of the run's steps
-    action: Literal["warn", "stop"] = "warn"
-
-    def __post_init__(self) -> None:
-        if self.low is None and self.high is None:
-            raise ValueError(f"the alarm on {self.metric} has no band; give low, high, or both")
-        if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(
-                f"the alarm on {self.metric} has low {self.low} above high {self.high}"
-            )
-        if not 0 <= self.after <= 1:
-            raise ValueError(f"the alarm on {self.metric} has after={self.after}; allowed: 0 to 1")
-        if self.action not in ("warn", "stop"):
-            raise ValueError(f"the alarm's action is {self.action!r}; it must be warn or stop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +26,25 @@ class Raised:
     low: float  # of the interval
     high: float
     action: Literal["warn", "stop"]
+
+    def __str__(self) -> str:
+        ends = f"[{self.low:.3g}, {self.high:.3g}]"
+        return f"alarm: {self.metric} is {self.value:.3g} {ends} after step {self.step}"
+
+
+def check(rollouts: Rollouts) -> None:
+    """Raises ValueError for an alarm on a metric or a set that no capture of the run has."""
+    sets = {spec.name for spec in rollouts.asked}
+    names = {metric.name for metric in METRICS}
+    for alarm in rollouts.alarms:
+        name, _, metric = alarm.metric.rpartition("/")
+        if name not in sets or metric not in names:
+            own = sorted(f"{spec}/" if spec else "(none)" for spec in sets)
+            known = ", ".join(own) or "the run has no prompts"
+            raise ValueError(
+                f"the alarm's metric is {alarm.metric!r}; it must be the name of a metric "
+                f"({', '.join(sorted(names))}) behind that of a set ({known})"
+            )
 
 
 def raised(

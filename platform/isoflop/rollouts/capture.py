@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from isoflop.captures import Rollouts, Spec
-from isoflop.rollouts import rows
+from isoflop.rollouts import alarm, rows
 from isoflop.rollouts.generate import Rollout, Sampling, generate
 from isoflop.rollouts.measured import Missing
 from isoflop.rollouts.metrics import VALUES
@@ -43,7 +43,9 @@ __all__ = ["VALUES", "Budget", "Capture", "check", "prompt_id", "read", "row_see
 
 
 def check(rollouts: Rollouts, context: int) -> None:
-    """Raises ValueError where prompts repeat, or `new_tokens` leaves them no room in a context."""
+    """Raises ValueError where prompts repeat, `new_tokens` leaves them no room in a context, or an
+    alarm watches what is not measured."""
+    alarm.check(rollouts)
     for spec in rollouts.asked:
         name = f"rollouts.specs.{spec.name}" if spec.name else "rollouts"
         _check(spec, name, context)

@@ -33,6 +33,9 @@ class Copies:
 
     novel: Mapping[int, float | None]  # by order; None where it has fewer tokens than that
     longest: int  # tokens, 0 if there is no span of at least `SPAN`
+    # First token and length of every stretch whose tokens all stand in n-grams of `SPAN` that were
+    # read, wherever each of those stood: what a reader is shown as copied.
+    stretches: tuple[tuple[int, int], ...] = ()
 
 
 class Rows(Protocol):
@@ -97,6 +100,7 @@ class Seen:
         flat = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
         novel: dict[int, NDArray[np.float64]] = {}
         longest = np.zeros(len(texts), dtype=np.int64)
+        stretches: list[list[tuple[int, int]]] = [[] for _ in texts]
         known = np.ones(len(flat), dtype=np.bool_)  # by the n-grams before: part of the longer ones
         for order, found in _hashed(flat[None, :]):
             whole = left[: found.shape[1]] >= order
@@ -106,6 +110,7 @@ class Seen:
             known[hit] = True
             if order == SPAN:
                 self._spans(hit, found[0][hit], owner, longest)
+                _stretches(hit, owner, ends - lengths, stretches)
             total = np.maximum(lengths - order + 1, 0)
             copied = np.bincount(owner[hit], minlength=len(texts))
             novel[order] = np.where(total > 0, 1 - copied / np.maximum(total, 1), np.nan)
@@ -113,6 +118,7 @@ class Seen:
             Copies(
                 {order: _known(novel[order][i]) if order in novel else None for order in ORDERS},
                 int(longest[i]),
+                tuple(stretches[i]),
             )
             for i in range(len(texts))
         ]
@@ -168,6 +174,23 @@ class Reading:
             )
             self.step = last
         return self.seen
+
+
+def _stretches(
+    hits: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    found: list[list[tuple[int, int]]],
+) -> None:
+    """Join n-grams of `SPAN` that were read, by where they start, where they touch in one text."""
+    if not len(hits):
+        return
+    apart = (np.diff(hits) > SPAN) | (np.diff(owner[hits]) != 0)
+    first = hits[np.append(True, apart)]
+    last = hits[np.append(apart, True)]
+    own = owner[first]
+    for text, start, length in zip(own, first - begins[own], last - first + SPAN, strict=True):
+        found[text].append((int(start), int(length)))
 
 
 def _hashed(rows: Ids) -> Iterator[tuple[int, Hashes]]:

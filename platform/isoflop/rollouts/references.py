@@ -60,6 +60,18 @@ def references(
     return found
 
 
+def read(folder: Path) -> dict[int, dict[str, Aggregate]]:
+    """What a run's `references.json` says, by length; empty where there is none (yet)."""
+    try:
+        values = json.loads((folder / "references.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {
+        int(length): {name: Aggregate(**item) for name, item in found.items()}
+        for length, found in values.items()
+    }
+
+
 def _keep(path: Path, found: dict[str, Aggregate]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

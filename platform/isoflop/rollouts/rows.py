@@ -2,7 +2,8 @@
 
 `step-00000123.parquet` is of the set without a name, `step-00000123.NAME.parquet` of another. Log
 probabilities and entropies are kept in half precision; metrics were computed before that. Where a
-metric `m.NAME` has no value, `why.NAME` has the reason. Everything but `seconds` (of processor
+metric `m.NAME` has no value, `why.NAME` has the reason. `copied` holds the first token and the
+length of each stretch that the run had read, in turn. Everything but `seconds` (of processor
 time per rollout, as far as writing them goes) follows from the weights, the prompts and the seeds.
 """
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from isoflop.captures import Spec
 from isoflop.rollouts.generate import Rollout
-from isoflop.rollouts.measured import Missing, Sample, number
+from isoflop.rollouts.measured import Metric, Missing, Sample, number
 from isoflop.rollouts.metrics import VALUES, score, summarise
 from isoflop.rollouts.novelty import Copies, Seen
 from isoflop.rollouts.prompts import Prompt, Tokenizer, row_seed, set_id
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-VERSION = "2"  # of the rows: their columns, how they are sampled, and what the metrics mean
+VERSION = "3"  # of the rows: their columns, how they are sampled, and what the metrics mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +125,20 @@ def table(
         "entropies": pa.array([_half(row.entropies) for row in rollouts], halves),
         "text": pa.array([sample.text for sample in measured], pa.string()),
         "stop_condition": pa.array([row.stop for row in rollouts], pa.string()),
+        "copied": pa.array([_copied(sample) for sample in measured], ids),
         "n_tokens": pa.array([len(row.completion_ids) for row in rollouts], pa.int32()),
     }
     owners = [row.prompt_index for row in rollouts]
     for name, values in score(measured, owners).items():
         columns |= metric_columns(name, values)
     return pa.table(columns)
+
+
+def _copied(sample: Sample) -> list[int] | None:
+    """First token and length of each copied stretch in turn; None where nobody looked."""
+    if isinstance(sample.copies, Missing):
+        return None
+    return [place for stretch in sample.copies.stretches for place in stretch]
 
 
 def metric_columns(name: str, values: Sequence[float | Missing]) -> dict[str, pyarrow.Array]:
@@ -180,6 +189,40 @@ def aggregates(rows: pyarrow.Table) -> dict[str, Aggregate]:
     values = {name: rows[f"m.{name}"].to_pylist() for name in VALUES}
     ids = [row.values.to_numpy() for row in rows["completion_ids"]]
     return summarise(values, ids, prompts)
+
+
+def samples_of(rows: pyarrow.Table) -> list[Sample]:
+    """The rollouts of a file as metrics look at them, as far as rows keep it: without the text that
+    a prompt was taken from, and what had been read."""
+    return [
+        Sample(
+            np.asarray(row["completion_ids"], np.int32), row["text"], row["prompt"],
+            np.asarray(row["logprobs"], np.float32), np.asarray(row["entropies"], np.float32),
+            row["stop_condition"] == "stop",
+        )
+        for row in rows.select(
+            ["completion_ids", "text", "prompt", "logprobs", "entropies", "stop_condition"]
+        ).to_pylist()
+    ]  # fmt: skip
+
+
+def measure(file: Path, metrics: Sequence[Metric]) -> dict[str, Aggregate]:
+    """Write further metrics (plugins') into a capture's rows; their aggregates. One of a whole
+    corpus has no value in a row, only its aggregate."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file).read()
+    _, prompts = np.unique(table["prompt_id"].to_pylist(), return_inverse=True)
+    found = samples_of(table)
+    values = score(found, prompts, metrics)
+    for name, column in values.items():
+        for title, made in metric_columns(name, column).items():
+            if title in table.column_names:
+                table = table.drop_columns(title)
+            table = table.append_column(title, made)
+    write(table, file)
+    plain = {name: [number(item) for item in column] for name, column in values.items()}
+    return summarise(plain, [sample.ids for sample in found], prompts, metrics)
 
 
 def done(file: Path, run: str, prompts: Sequence[Prompt], seeds: int) -> pyarrow.Table | None:

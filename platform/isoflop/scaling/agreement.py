@@ -7,6 +7,7 @@ is low, choosing by loss chooses other text.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from isoflop.scaling.interval import Array, Refusal
 from isoflop.scaling.isoflop import finished
-from isoflop.scaling.metrics import MetricLaw, metric_law
+from isoflop.scaling.metrics import Kind, MetricLaw, metric_law
 
 SIZE = "params_without_input_embedding"
 AGAINST = ("flops", "size", "loss")
@@ -48,20 +49,25 @@ def rollout_metrics(table: pd.DataFrame) -> list[str]:
     return [name for name in names if not name.endswith((".low", ".high"))]
 
 
-def metric_laws(table: pd.DataFrame, *, resamples: int = 200, seed: int = 0) -> pd.DataFrame:
+def metric_laws(
+    table: pd.DataFrame, *, rates: Collection[str] = (), resamples: int = 200, seed: int = 0
+) -> pd.DataFrame:
     """One row per rollout metric and axis (flops, size, loss) over the finished runs of a table.
 
     `shape` of the law, its root mean square error on budgets held out (`held_out`) and that error
     as a share of the metric's spread over all runs (`relative`: at 1 the law tells nothing), the
     value that it predicts a factor of ten beyond (`beyond`; of a loss, a tenth below) with its
-    interval, or why there is none (`refused`).
+    interval, or why there is none (`refused`). Metrics among `rates` lie in [0, 1] and follow a
+    logistic, the others a power without a break: a broken one, fitted to the noise of a few runs,
+    has said 1e26 of a share beyond them.
     """
     runs = finished(table)
     rows = []
     for metric in rollout_metrics(runs):
         known = runs[runs[metric].notna() & runs["loss"].notna()]
         for against in AGAINST:
-            law = _law(known, metric, against, resamples, seed) if len(known) else None
+            kind: Kind = "rate" if metric in rates else "value"
+            law = _law(known, metric, against, kind, resamples, seed) if len(known) else None
             x = known[_column(against)].to_numpy(float)
             rows.append({"metric": metric, "against": against, "runs": len(known),
                          **_described(law, known[metric].to_numpy(float), x, seed)})  # fmt: skip
@@ -73,12 +79,14 @@ def _column(against: str) -> str:
 
 
 def _law(
-    runs: pd.DataFrame, metric: str, against: str, resamples: int, seed: int
+    runs: pd.DataFrame, metric: str, against: str, kind: Kind, resamples: int, seed: int
 ) -> MetricLaw | Refusal:
     value = runs[metric].to_numpy(float)
     groups = runs[SIZE if against == "size" else "flops"].to_numpy(float)
     loss = runs["loss"].to_numpy(float) if against == "loss" else None
-    return metric_law(value, groups, loss=loss, resamples=resamples, seed=seed)
+    return metric_law(
+        value, groups, loss=loss, kind=kind, breaks=False, resamples=resamples, seed=seed
+    )
 
 
 def _described(

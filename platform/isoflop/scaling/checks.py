@@ -20,7 +20,7 @@ ENDED = 0.99  # of the planned tokens: rounding to whole batches is no missing e
 EVEN = 0.02  # steps between checkpoints are as even as this
 SERIES = 5  # token counts in even steps that betray the checkpoints of one run
 PLANNED = ("tokens_planned", "planned_tokens", "target_tokens", "max_tokens", "total_tokens")
-LOST = ("diverged", "failed", "nan", "crashed")
+LOST = ("diverged", "alarmed", "failed", "nan", "crashed")
 CONSTANT = "if the learning rate was constant, all is well; else finish runs of these lengths"
 
 

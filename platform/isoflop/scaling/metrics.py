@@ -61,13 +61,15 @@ def metric_law(
     loss: ArrayLike | None = None,
     floor: float | None = None,
     kind: Kind = "value",
+    breaks: bool = True,
     resamples: int = 1000,
     seed: int = 0,
 ) -> MetricLaw | Refusal:
     """The law of a metric over runs (n,): against compute, or against `loss` where it is given.
 
     `floor`: what it tends to (None: fitted, for rates 1); `kind` rate: a logistic between 0 and the
-    floor. Raises ValueError for a rate outside [0, 1].
+    floor; `breaks`: whether a power may have one, which some dozen runs can fit to their noise.
+    Raises ValueError for a rate outside [0, 1].
     """
     y, c = np.asarray(value, float), positive("flops", flops)
     if kind not in ("value", "rate"):
@@ -75,7 +77,8 @@ def metric_law(
     if kind == "rate" and ((y < 0) | (y > 1)).any():
         raise ValueError(f"a rate lies in [0, 1]; these reach from {y.min():g} to {y.max():g}")
     x = np.log(c) if loss is None else -positive("loss", loss)
-    shapes = [logistic(floor)] if kind == "rate" else [power(floor), broken(floor)]
+    values = [power(floor), broken(floor)] if breaks else [power(floor)]
+    shapes = [logistic(floor)] if kind == "rate" else values
     errors = {shape.name: _apart(x, y, c, shape) for shape in shapes}
     known = {name: error for name, error in errors.items() if error is not None}
     chosen = _chosen(shapes, known)

@@ -160,6 +160,13 @@ def loss_curves(
     return figure
 
 
+TELLING = (
+    "loop", "repetition", "entropy", "distinct_2", "parses_as_python", "novel_8", "longest_copy",
+    "recalled", "compression",
+)  # fmt: skip
+PANELS = 12  # of rollout metrics in a figure
+
+
 def rollouts_against_compute(
     table: pd.DataFrame, *, family: str | None = "axis.arch"
 ) -> Figure | None:
@@ -219,10 +226,19 @@ def _first_tokens(curves: Sequence[pd.DataFrame]) -> float:
     return float(above.min()) if len(above) else 1.0
 
 
+def telling(names: Sequence[str]) -> list[str]:
+    """Of rollout metrics, those that say most: of each of the `TELLING` that of every set, `PANELS`
+    at most. A metric nobody has heard of comes behind them."""
+    known = {name: name.rpartition("/")[2] for name in names}
+    order = sorted(known, key=lambda n: TELLING.index(known[n]) if known[n] in TELLING else 99)
+    heard = [name for name in order if known[name] in TELLING]
+    return (heard or order)[:PANELS]
+
+
 def _metrics(columns: pd.Index) -> list[str]:
-    """The rollout metrics among the columns, without their bounds."""
+    """The telling rollout metrics among the columns, without their bounds."""
     names = [str(c) for c in columns if str(c).startswith("rollout/")]
-    return [name for name in names if not name.endswith((".low", ".high"))]
+    return telling([name for name in names if not name.endswith((".low", ".high"))])
 
 
 def _bounds(group: pd.DataFrame, metric: str, value: Array) -> tuple[Array, Array]:

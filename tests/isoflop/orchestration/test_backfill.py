@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 
 from isoflop.cli import main
 from isoflop.data.prepare import Prepared
-from isoflop.orchestration.backfill import backfill, rejudge
-from isoflop.orchestration.capturing import read_references
+from isoflop.orchestration.backfill import backfill, rejudge, remeasure
 from isoflop.orchestration.job import Job, execute
+from isoflop.rollouts import references
 from isoflop.rollouts.capture import read
+from isoflop.rollouts.metrics import Metric, Sample
 from isoflop.run import Rollouts, Run, Spec, Text
 from isoflop.training.distributed import Ranks
 from models import ZOO
@@ -67,10 +69,10 @@ def test_lost_rows_come_back_as_they_were(done: Job, cache: Path) -> None:
 
 
 def test_references_lie_beside_the_rows(done: Job) -> None:
-    found = read_references(done.folder / "rollouts")[8]
+    found = references.read(done.folder / "rollouts")[8]
     assert found["compression"].value is not None and found["entropy"].value is None
     assert 0 < (found["novel_8"].value or 0) <= 1
-    assert read_references(done.folder) == {}
+    assert references.read(done.folder) == {}
 
 
 def test_training_prefixes_count_once_they_were_read(done: Job) -> None:
@@ -99,6 +101,36 @@ def test_further_prompts_and_a_judge(
     np.testing.assert_allclose(last["m.judged"], last["m.surprise"], rtol=2e-3)
     first = rows[rows["step"] == 0]
     assert (first["m.judged"] > 0).all() and not np.allclose(first["m.judged"], first["m.surprise"])
+
+
+class Point:
+    """An entry point of an installed package."""
+
+    name, value = "spaces", "package:metric"
+
+    def load(self) -> Metric:
+        def spaces(sample: Sample) -> float:
+            return sample.text.count(" ") / len(sample.text)
+
+        return Metric("spaces", "rollout", "band", "share", spaces, "of characters")
+
+
+def test_packages_measure_rows_that_are_there(
+    done: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read(done.folder / "rollouts")
+    with pytest.raises(ValueError, match="no installed package"):
+        remeasure(done.folder)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [Point()])
+    for _ in range(2):  # the second time instead of the first
+        with pytest.raises(SystemExit) as ended:
+            main(["backfill", str(done.folder), "--plugins"])
+        assert ended.value.code == 0
+    assert "step-00000020.parquet  spaces 0." in capsys.readouterr().out
+    rows = read(done.folder / "rollouts")
+    for text, value, why in zip(rows["text"], rows["m.spaces"], rows["why.spaces"], strict=True):
+        assert value == text.count(" ") / len(text) if text else "division" in why
+    same(before, rows.drop(columns=["m.spaces", "why.spaces"]))
 
 
 def test_what_cannot_be_asked_is_said(done: Job, cache: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from isoflop.report import written
 from isoflop.report.analysis import Analysis, analyse
 from isoflop.report.page import build
 from isoflop.report.texts import rollout_data
@@ -113,7 +114,7 @@ def _rollouts(table: pd.DataFrame) -> pd.DataFrame:
                 "sample_id": sample,
                 "prompt": prompt,
                 "text": HOSTILE if sample else f"return a + b  # {step} {run}\n    " * 2,
-                "stop": "length",
+                "stop_condition": "length",
                 "n_tokens": 24,
                 "m.loop": 0.0,
             }
@@ -308,6 +309,28 @@ def test_too_many_rollouts_leave_whole_samples_out(study: Study, analysis: Analy
     data = rollout_data(study.table, long, analysis)
     assert data["samples"] == ["0"] and data["left_out"] == 1
     assert len(data["texts"]) == 40 * 3 * 3
+
+
+def test_sets_that_share_a_prompt_keep_their_texts(study: Study, analysis: Analysis) -> None:
+    rows = study.rollouts
+    both = pd.concat([rows.assign(spec=""), rows.assign(spec="code", text="other")])
+    data = rollout_data(study.table, both, analysis)
+    assert data["prompts"] == 2 * rollout_data(study.table, rows, analysis)["prompts"]
+    assert data["sets"] == [""] * 3 + ["code"] * 3
+    assert {row[2] for row in data["texts"] if row[4] == "other"} == {3, 4, 5}
+
+
+def test_what_moves_with_scale_is_said(study: Study) -> None:
+    loop = 0.1 + 0.4 * (study.table["loss"] - study.table["loss"].min())  # nearer to people's 0.1
+    table = study.table.assign(**{"rollout/loop": loop, "rollout/other": 0.0})
+    laws = written.laws(table)
+    assert set(laws["metric"]) == {"rollout/loop", "rollout/parses_as_python"} and len(laws) == 6
+    line, _ = written.lines(table, laws, {"rollout/loop": 0.1})
+    assert line.agreement == "1.00 [1.00, 1.00], same best run" and line.reference == "0.1"
+    assert re.match(r"against loss a logistic: held-out error 0\.\d+ of the spread", line.laws[2])
+    bare, _ = written.lines(table, laws, {})
+    assert bare.agreement == "no held-out value to be near to"
+    assert written.lines(table, laws.iloc[:0], {}) == []
 
 
 def test_a_missing_axis_is_named(study: Study) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from isoflop.rollouts.alarm import Alarm, raised
+from isoflop.orchestration.job import FINAL, Job, execute
+from isoflop.rollouts.alarm import check, raised
 from isoflop.rollouts.statistics import Aggregate, mean
+from isoflop.run import Alarm, Rollouts, Run, Spec
+from isoflop.training.distributed import Ranks
+from models import ZOO
 
 
 def loops(share: float, prompts: int = 20) -> dict[str, Aggregate]:
@@ -46,3 +52,34 @@ def test_an_unknown_metric_is_named() -> None:
 def test_what_cannot_be_watched_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="alarm"):
         Alarm(metric="loop", **values)
+
+
+def test_alarms_are_on_what_is_measured() -> None:
+    code = Spec(name="code", prompts=("x",))
+    check(Rollouts(prompts=("",), specs=(code,), alarms=(HIGH, Alarm(metric="code/loop", high=1))))
+    for wrong in ("loops", "code/loops", "text/loop"):
+        with pytest.raises(ValueError, match=f"'{wrong}'; it must be the name of a metric"):
+            check(Rollouts(prompts=("",), specs=(code,), alarms=(Alarm(metric=wrong, high=1),)))
+    with pytest.raises(ValueError, match="that of a set"):
+        check(Rollouts(specs=(code,), alarms=(HIGH,)))
+    assert "alarms" not in Rollouts(prompts=("",)).science(), "runs that have finished stay so"
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_a_run_is_warned_or_stopped(
+    action: str, make_run: Callable[..., Run], make_job: Callable[..., Job]
+) -> None:
+    """Of next to untrained bytes the entropy is far above 1 nat."""
+    alarm = Alarm(metric="code/entropy", high=1.0, after=0.3, action=action)  # type: ignore[arg-type]
+    code = Spec(name="code", prompts=("x", "y", "z"), seeds=2, new_tokens=8)
+    run = make_run(rollouts=Rollouts(specs=(code,), every=5, budget=1e9, alarms=(alarm,)))
+    history: list[dict[str, float]] = []
+    result = execute(make_job(run), Ranks(), history.extend)
+    raised_at = [record["step"] for record in history if "alarm/code/entropy" in record]
+    if action == "stop":
+        assert (result["status"], result["step"], raised_at) == ("alarmed", 10, [10])
+        assert "code/entropy is" in result["error"] and "after step 10" in result["error"]
+        assert result["loss"] is None and result["status"] in FINAL
+    else:
+        assert (result["status"], raised_at) == ("finished", [10, 15, 20])
+    assert Run.from_json(json.loads(json.dumps(run.as_json())), ZOO) == run

@@ -56,6 +56,7 @@ COLUMNS = [
     "logprobs",
     "entropies",
     "text",
+    "copied",
     "stop_condition",
     "n_tokens",
     "tokenizer",

@@ -32,6 +32,14 @@ def longest(rows: Ids, text: Ids) -> int:
     return 0
 
 
+def covered(rows: Ids, text: Ids) -> set[int]:
+    """The tokens that stand in an n-gram of `SPAN` which was read."""
+    known = runs(rows, SPAN)
+    starts = range(len(text) - SPAN + 1)
+    hits = [i for i in starts if tuple(text[i : i + SPAN].tolist()) in known]
+    return {place for i in hits for place in range(i, i + SPAN)}
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), vocab=st.sampled_from([2, 5, 60]), parts=st.integers(1, 3))
 def test_copies_are_what_a_search_finds(seed: int, vocab: int, parts: int) -> None:
@@ -49,6 +57,8 @@ def test_copies_are_what_a_search_finds(seed: int, vocab: int, parts: int) -> No
         if vocab > 2:  # of two tokens, spans have more places than are looked at
             assert found.longest == longest(rows, text)
         assert found.longest <= longest(rows, text)
+        marked = [place for a, size in found.stretches for place in range(a, a + size)]
+        assert len(marked) == len(set(marked)) and set(marked) == covered(rows, text)
 
 
 def test_spans_do_not_cross_rows_or_texts() -> None:
@@ -58,6 +68,8 @@ def test_spans_do_not_cross_rows_or_texts() -> None:
     across, first, second = seen.copies([np.arange(30, 50), np.arange(0, 20), np.arange(20, 40)])
     assert across.longest == 10
     assert (first.longest, second.longest) == (20, 20)
+    assert across.stretches == ((0, 20),), "two copies that touch"
+    assert first.stretches == second.stretches == ((0, 20),)
     assert across.novel[8] == pytest.approx(7 / 13)
 
 

@@ -86,3 +86,14 @@ def test_every_metric_has_its_laws() -> None:
     other = laws.loc[("rollout/noise", "flops")]
     assert other["refused"] or other["relative"] > 0.7
     assert laws.loc[("rollout/none", "loss"), "refused"] == "no finished run has it"
+
+
+def test_a_share_is_never_predicted_outside_its_range() -> None:
+    table = made()
+    x = np.log(table["flops"].to_numpy())
+    table["rollout/share"] = 1 / (1 + np.exp(-0.8 * (x - x.mean())))
+    laws = metric_laws(table, rates=["rollout/share"], resamples=30).set_index(
+        ["metric", "against"]
+    )
+    law = laws.loc[("rollout/share", "flops")]
+    assert law["relative"] < 0.05 and 0.95 < law["low"] <= law["beyond"] <= law["high"] <= 1

@@ -4,5 +4,6 @@ store      a study's folder -> its runs, captures, prompts, and the curves of th
 pieces     one capture's rows -> what is shown: tokens in the text, loops, copies, metrics
 page       one self-contained file: `rollouts.html` (with page.html.jinja, page.css, page.js)
 terminal   the same by keys
+paired     two runs in numbers; rollouts for other programs
 command    `isoflop rollouts STUDY`
 """

@@ -28,7 +28,13 @@
     + `${selection.written.toLocaleString("en")} rollouts.${thinned}`;
 
   const shown = text => text === "" ? "(empty prompt)" : text.replace(/\s+/g, " ").slice(0, 60);
-  about.prompts.forEach((text, index) => byId("prompt").add(new Option(shown(text), index)));
+  const sets = [...new Set(about.prompts.map(([spec]) => spec))], called = spec => spec || "own prompts";
+  sets.forEach(spec => {
+    const group = make("optgroup");
+    group.label = called(spec);
+    about.prompts.forEach(([own, text], index) => { if (own === spec) group.append(new Option(shown(text), index)); });
+    byId("prompt").append(...(sets.length > 1 ? [group] : group.children));
+  });
   for (let i = 0; i < selection.samples; i++) byId("sample").add(new Option(i, i));
   about.names.forEach((name, index) => byId("metric").add(new Option(name.replaceAll("_", " "), index)));
 
@@ -37,8 +43,8 @@
     return about.runs.map((run, index) => index).filter(index =>
       words.every(word => (about.runs[index].label + " " + about.runs[index].run).toLowerCase().includes(word)));
   };
-  const number = value => value === null || value === undefined ? "none"
-    : Number.isInteger(value) ? String(value) : Number(value).toPrecision(3);
+  const number = (value, digits = 3) => value === null || value === undefined ? "none"
+    : Number.isInteger(value) ? String(value) : String(Number(Number(value).toPrecision(digits)));
   const within = row => {
     const value = row[VALUES][byId("metric").value], least = byId("least").value, most = byId("most").value;
     if (least === "" && most === "") return true;
@@ -57,7 +63,9 @@
       if (row[DIGITS][i] < 7) stretch(ends[i], ends[i + 1], "p" + row[DIGITS][i]);
     });
     if (spans && row[LOOP] !== null) stretch(ends[row[LOOP]], text.length, "loop");
-    if (spans && row[COPY]) stretch(ends[row[COPY][0]], ends[Math.min(spans.length, row[COPY][0] + row[COPY][1])], "copy");
+    const copied = spans && row[COPY] || [];
+    for (let i = 0; i < copied.length; i += 2)
+      stretch(ends[copied[i]], ends[Math.min(spans.length, copied[i] + copied[i + 1])], "copy");
     const wanted = search();
     if (wanted) for (let at = text.toLowerCase().indexOf(wanted); at >= 0; at = text.toLowerCase().indexOf(wanted, at + 1))
       stretch(at, at + wanted.length, "found");
@@ -76,12 +84,12 @@
     return box;
   };
   const facts = row => {
-    const names = ["surprise", "repetition", "loop_onset", "length"].filter(name => about.names.includes(name));
+    const names = ["surprise", "repetition", "loop_onset", "longest_copy", "length"].filter(name => about.names.includes(name));
     return make("div", "facts", names.map(name =>
       [name.replaceAll("_", " "), row[VALUES][about.names.indexOf(name)]]).filter(([, value]) => value !== null)
       .map(([name, value]) => `${name} ${number(value)}`).join(" · "));
   };
-  const given = prompt => make("div", "text given", about.prompts[prompt] || "(empty prompt)");
+  const given = prompt => make("div", "text given", about.prompts[prompt][1] || "(empty prompt)");
   const find = (rows, prompt, sample) => (rows || []).find(row => row[PROMPT] === prompt && row[SAMPLE] === sample);
 
   const side = async into => {
@@ -126,55 +134,100 @@
     return made;
   };
   const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#444444", "#8c6d31"];
+  const dashed = place => place < COLOURS.length ? {} : { "stroke-dasharray": "4 2" };
   let curves;
   const strip = (name, seen, described) => {
-    const lines = seen.map(index => (curves[index][name] || [])).filter(points => points.length);
+    const lines = seen.map(index => (curves.means[index][name] || [])).filter(points => points.length);
     if (!lines.length) return null;
     const human = (about.reference[name] || []).filter(value => value !== null), points = lines.flat();
     const values = [...points.flatMap(point => point.slice(1)).filter(value => value !== null), ...human];
     let low = Math.min(...values), high = Math.max(...values);
     if (low === high) { low -= .5; high += .5; }
     const last = Math.max(...points.map(point => point[0]), 1);
-    const x = step => 40 + 270 * Math.log1p(step) / Math.log1p(last), y = value => 125 - 110 * (value - low) / (high - low);
+    const x = step => 46 + 264 * Math.log1p(step) / Math.log1p(last), y = value => 125 - 110 * (value - low) / (high - low);
     const figure = make("figure"), svg = draw(figure, "svg", { viewBox: "0 0 320 150", role: "img", "aria-label": name });
-    if (human.length) draw(svg, "rect", { x: 40, width: 270, fill: "#00000018", y: y(Math.max(...human)) - 1,
+    if (human.length) draw(svg, "rect", { x: 46, width: 264, fill: "#00000018", y: y(Math.max(...human)) - 1,
       height: Math.max(2, y(Math.min(...human)) - y(Math.max(...human))) });
-    [low, high].forEach(value => { draw(svg, "text", { x: 36, y: y(value) + 4, "text-anchor": "end" }).textContent = number(value); });
+    [low, high].forEach(value => { draw(svg, "text", { x: 43, y: y(value) + 4, "text-anchor": "end" }).textContent = number(value, 2); });
     draw(svg, "text", { x: 310, y: 144, "text-anchor": "end" }).textContent = `step ${last} (log)`;
-    draw(svg, "text", { x: 40, y: 144 }).textContent = "0";
+    draw(svg, "text", { x: 46, y: 144 }).textContent = "0";
     seen.forEach((index, place) => {
-      const own = curves[index][name] || [], colour = COLOURS[place % COLOURS.length];
+      const own = curves.means[index][name] || [], colour = COLOURS[place % COLOURS.length];
       const band = own.filter(point => point[2] !== null && point[3] !== null);
-      if (band.length > 1) draw(svg, "polygon", { fill: colour, opacity: .12, points: [...band.map(p => `${x(p[0])},${y(p[3])}`),
+      // Of more runs than a few, bands would hide each other: the interval at the end stands for all.
+      const end = band.at(-1);
+      if (seen.length > 4 && end) draw(svg, "line", { x1: x(end[0]), x2: x(end[0]), y1: y(end[2]), y2: y(end[3]), stroke: colour, opacity: .5 });
+      else if (band.length > 1) draw(svg, "polygon", { fill: colour, opacity: .12, points: [...band.map(p => `${x(p[0])},${y(p[3])}`),
         ...band.reverse().map(p => `${x(p[0])},${y(p[2])}`)].join(" ") });
-      const line = draw(svg, "polyline", { fill: "none", stroke: colour, "stroke-width": 1.4, points: own.map(p => `${x(p[0])},${y(p[1])}`).join(" ") });
+      const line = draw(svg, "polyline", { fill: "none", stroke: colour, "stroke-width": 1.4, ...dashed(place), points: own.map(p => `${x(p[0])},${y(p[1])}`).join(" ") });
       draw(line, "title", {}).textContent = about.runs[index].label;
       own.forEach(p => draw(svg, "circle", { cx: x(p[0]), cy: y(p[1]), r: 2, fill: colour }));
     });
-    figure.append(make("figcaption", "", described ? `${name.replaceAll("_", " ")} (${described.unit}): ${described.description}` : name));
+    const rollouts = about.rows[name.includes("/") ? name.split("/")[0] : ""];
+    const few = described && described.least > rollouts ? ` ${described.least} rollouts give it to 5 %; here are ${rollouts}.` : "";
+    figure.append(make("figcaption", "", described ? `${shortly(name)} (${described.unit}): ${described.description}.${few}` : shortly(name)));
     return figure;
   };
+  const shortly = name => name.split("/").pop().replaceAll("_", " ");
+  // A line for each run of what changes along the text, at its last capture.
+  const along = (title, seen, spec, points) => {
+    const lines = seen.map(index => curves.courses[index][spec] ? points(curves.courses[index][spec]) : []);
+    const all = lines.flat();
+    if (!all.length) return null;
+    const last = Math.max(...all.map(point => point[0]), 1), low = Math.min(0, ...all.map(point => point[1]));
+    const high = Math.max(...all.map(point => point[1])) || 1;
+    const x = token => 46 + 264 * token / last, y = value => 125 - 110 * (value - low) / (high - low);
+    const figure = make("figure"), svg = draw(figure, "svg", { viewBox: "0 0 320 150", role: "img", "aria-label": title });
+    [low, high].forEach(value => { draw(svg, "text", { x: 43, y: y(value) + 4, "text-anchor": "end" }).textContent = number(value, 2); });
+    draw(svg, "text", { x: 310, y: 144, "text-anchor": "end" }).textContent = `token ${last}`;
+    draw(svg, "text", { x: 46, y: 144 }).textContent = "0";
+    lines.forEach((own, place) => {
+      const line = draw(svg, "polyline", { fill: "none", stroke: COLOURS[place % COLOURS.length], "stroke-width": 1.4,
+        ...dashed(place), points: own.map(p => `${x(p[0])},${y(p[1])}`).join(" ") });
+      draw(line, "title", {}).textContent = about.runs[seen[place]].label;
+    });
+    figure.append(make("figcaption", "", title));
+    return figure;
+  };
+  const entropies = found => found.entropy.map((value, token) => [token, value]).filter(point => point[1] !== null);
+  const steps = found => found.times.flatMap((time, i) => [[time, i ? found.shares[i - 1] : 1], [time, found.shares[i]]])
+    .concat([[found.entropy.length, found.shares.at(-1)]]);
+  let drawn = sets[0];
   const strips = async into => {
     curves = curves || await open("curves");
     const seen = chosenRuns().slice(0, MOST_COLUMNS), grid = make("div", "strips"), key = make("p", "soft");
     seen.forEach((index, place) => {
-      const item = make("span", "", "● " + about.runs[index].label + "  ");
+      const item = make("span", "key", (place < COLOURS.length ? "● " : "○ ") + about.runs[index].label);
       item.style.color = COLOURS[place % COLOURS.length];
-      key.append(item);
+      key.append(item, " ");
     });
-    const names = [...new Set(seen.flatMap(index => Object.keys(curves[index])))];
+    const bar = make("div", "row"), select = make("select");
+    sets.forEach(spec => select.add(new Option(called(spec), spec)));
+    select.value = drawn;
+    select.setAttribute("aria-label", "set of prompts");
+    select.addEventListener("change", () => { drawn = select.value; refresh(); });
+    if (sets.length > 1) bar.append("prompts:", select);
+    const mine = name => (name.includes("/") ? name.split("/")[0] : "") === drawn;
+    const names = [...new Set(seen.flatMap(index => Object.keys(curves.means[index])))].filter(mine);
     names.forEach(name => {
-      const figure = strip(name, seen, about.metrics.find(metric => name.split("/").pop() === metric.name));
+      const figure = strip(name, seen, about.metrics.find(metric => metric.name === name.split("/").pop()));
       if (figure) grid.append(figure);
     });
-    const held = Object.keys(about.reference).length ? "The grey band is held-out text of the same length, with its interval." : "";
-    into.replaceChildren(make("p", "soft", `Means with 95 % intervals over prompts, at every capture. ${held}`), key, grid);
+    [["entropy along the text (nats), at the last capture", entropies],
+      ["share of rollouts not yet in a loop, along the text, at the last capture", steps]].forEach(([title, points]) => {
+      const figure = along(title, seen, drawn, points);
+      if (figure) grid.append(figure);
+    });
+    const held = Object.keys(about.reference).some(mine) ? "The grey band is held-out text of the same length, with its interval." : "";
+    const others = chosenRuns().length - seen.length;
+    const more = others > 0 ? ` ${others} more runs are not drawn; name fewer to see them.` : "";
+    into.replaceChildren(make("p", "soft", `Means with 95 % intervals over prompts, at every capture. ${held}${more}`), bar, key, grid);
   };
 
   const card = (item, value) => {
     const made = make("div", "card"), row = item.row;
     made.append(make("div", "facts", `${value} · ${about.runs[item.run].label} · step ${item.step} · sample ${row[SAMPLE]}`),
-      make("div", "text none", shown(about.prompts[row[PROMPT]])), written(row));
+      make("div", "text none", shown(about.prompts[row[PROMPT]][1])), written(row));
     return made;
   };
   const ranked = async into => {
@@ -211,6 +264,57 @@
     }
     return parts;
   };
+  // Student's t: the probability of at least |t|, two-sided, by Simpson's rule on its density in an angle.
+  const beyond = (t, freedom) => {
+    const end = Math.atan(Math.abs(t) / Math.sqrt(freedom)), n = 400, f = angle => Math.cos(angle) ** (freedom - 1);
+    const area = to => {
+      let sum = f(0) + f(to);
+      for (let i = 1; i < n; i++) sum += (i % 2 ? 4 : 2) * f(to * i / n);
+      return sum * to / (3 * n);
+    };
+    return Math.max(0, 1 - area(end) / area(Math.PI / 2));
+  };
+  const within95 = freedom => {
+    let low = 0, high = 1000;
+    for (let i = 0; i < 60; i++) { const middle = (low + high) / 2; if (beyond(middle, freedom) > .05) low = middle; else high = middle; }
+    return high;
+  };
+  const FEWEST = 5; // prompts
+  // Pairs of the same prompt and seed; prompts are the sample, so errors are clustered by them (Liang & Zeger 1986).
+  const paired = (a, b) => {
+    const other = new Map(b.map(row => [row[PROMPT] + ":" + row[SAMPLE], row])), found = [];
+    about.names.forEach((name, metric) => {
+      const sums = new Map(), values = [];
+      a.forEach(row => {
+        const mate = other.get(row[PROMPT] + ":" + row[SAMPLE]), one = row[VALUES][metric], two = mate && mate[VALUES][metric];
+        if (mate && one !== null && two !== null) values.push([row[PROMPT], two - one]);
+      });
+      if (!values.length) return;
+      const mean = values.reduce((sum, [, value]) => sum + value, 0) / values.length;
+      values.forEach(([prompt, value]) => sums.set(prompt, (sums.get(prompt) || 0) + value - mean));
+      const G = sums.size, error = G < 2 ? 0 : Math.sqrt(G / (G - 1) * [...sums.values()].reduce((sum, x) => sum + x * x, 0)) / values.length;
+      const known = error > 0 && G >= FEWEST, half = known ? within95(G - 1) * error : null;
+      found.push({ name, mean, half, pairs: values.length, prompts: G, p: known ? beyond(mean / error, G - 1) : null });
+    });
+    let most = 0; // Holm's correction: all of them at once
+    const tested = found.filter(each => each.p !== null).sort((x, y) => x.p - y.p);
+    tested.forEach((each, i) => { most = Math.max(most, Math.min(1, each.p * (tested.length - i))); each.holm = most; });
+    return [...tested, ...found.filter(each => each.p === null)];
+  };
+  const differing = (a, b) => {
+    const table = make("table"), head = make("tr"), wide = make("div", "wide short");
+    ["metric", "second less first", "95 % interval", "pairs", "prompts", "p", "p of all (Holm)"].forEach(text => head.append(make("th", "", text)));
+    table.append(head);
+    paired(a, b).forEach(each => {
+      const line = make("tr", each.holm < .05 ? "sure" : "");
+      const ends = each.half === null ? "none" : `${number(each.mean - each.half)} to ${number(each.mean + each.half)}`;
+      [each.name.replaceAll("_", " "), number(each.mean), ends, each.pairs, each.prompts, number(each.p), number(each.holm)]
+        .forEach(text => line.append(make("td", "", String(text))));
+      table.append(line);
+    });
+    wide.append(table);
+    return wide;
+  };
   const words = text => text.match(/\s+|\w+|[^\s\w]/g) || [];
   const picks = { one: 0, two: Math.max(0, about.runs.length - 1), at: [-1, -1] };
   const diff = async into => {
@@ -232,7 +336,10 @@
     bar.append("against");
     const two = pick("two", 1);
     const [a, b] = [(await rowsOf(one.run))[one.step] || [], (await rowsOf(two.run))[two.step] || []];
-    into.replaceChildren(bar, given(prompt));
+    const says = "Over all pairs of the same prompt and seed that the page holds; bold where no chance explains it, "
+      + "all metrics together. isoflop rollouts --compare counts every row.";
+    into.replaceChildren(bar, make("h2", "", "In numbers"), make("p", "soft", says), differing(a, b),
+      make("h2", "", "In words"), given(prompt));
     for (let sample = 0; sample < selection.samples; sample++) {
       const first = find(a, prompt, sample), second = find(b, prompt, sample);
       if (!first || !second) continue;
@@ -250,13 +357,15 @@
     if (runs.length < 2) { into.replaceChildren(make("p", "soft", "Blind pairs need two runs.")); return; }
     const any = list => list[Math.floor(Math.random() * list.length)];
     const first = any(runs), second = any(runs.filter(run => run !== first));
-    const prompt = Math.floor(Math.random() * about.prompts.length), sample = Math.floor(Math.random() * selection.samples);
     const sides = [];
     for (const run of [first, second]) {
       const step = about.runs[run].steps.at(-1);
-      sides.push({ run, step, row: find((await rowsOf(run))[step], prompt, sample) });
+      sides.push({ run, step, rows: (await rowsOf(run))[step] || [] });
     }
-    if (sides.some(side => !side.row)) { into.replaceChildren(make("p", "soft", "These two have no rollout in common."), next()); return; }
+    const common = sides[0].rows.filter(row => find(sides[1].rows, row[PROMPT], row[SAMPLE]));
+    if (!common.length) { into.replaceChildren(make("p", "soft", "These two have no rollout in common."), next()); return; }
+    const chosen = any(common), prompt = chosen[PROMPT], sample = chosen[SAMPLE];
+    sides.forEach(side => { side.row = find(side.rows, prompt, sample); });
     const pair = make("div", "pair"), bar = make("div", "row");
     sides.forEach((side, index) => {
       const box = make("div");
@@ -267,7 +376,7 @@
       const button = make("button", "", label);
       button.addEventListener("click", () => {
         const of = side => ({ run: about.runs[side.run].run, step: side.step, completion: side.row[TEXT] });
-        preferences.push({ study: about.study, prompt: about.prompts[prompt], sample, a: of(sides[0]), b: of(sides[1]), preferred });
+        preferences.push({ study: about.study, set: about.prompts[prompt][0], prompt: about.prompts[prompt][1], sample, a: of(sides[0]), b: of(sides[1]), preferred });
         refresh();
       });
       bar.append(button);
@@ -302,6 +411,7 @@
     if (mine !== asked) return; // somebody has asked for something else meanwhile
     Object.keys(tabs).forEach(name => { byId(name).hidden = name !== current; });
     byId(current).replaceWith(into);
+    document.querySelectorAll("[data-for]").forEach(each => { each.hidden = !each.dataset.for.split(" ").includes(current); });
     document.body.dataset.ready = mine;
   };
   document.querySelectorAll("[data-tab]").forEach(button => button.addEventListener("click", () => {

@@ -19,20 +19,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from isoflop.rollouts.metrics import METRICS, reference
+from isoflop.rollouts.metrics import METRICS
 from isoflop.rollouts.report import pieces, store
 from isoflop.rollouts.report.store import Written
 
-MOST_ROWS = 24_000  # in one page; some 500 bytes each
-FEWEST = 4  # captures per run that are kept before samples go
-WINDOWS = 128  # of held-out text, to draw the reference from
+if TYPE_CHECKING:
+    import pyarrow
 
-HeldOut = Callable[[Path], NDArray[np.integer]]  # a prepared text's folder to its held-out tokens
+MOST_ROWS = 40_000  # in one page; some 250 bytes each
+FEWEST = 4  # captures per run that are kept before samples go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,41 +46,44 @@ def select(runs: Sequence[Written], most: int) -> Selection:
     """Whole captures and samples, about `most` rows at most, and one of each prompt at least."""
     if most < 1:
         raise ValueError(f"rows is {most}; it must be at least 1")
-    samples = max(int(run.rollouts.get("seeds", 1)) for run in runs)
+    samples = max(question.seeds for run in runs for question in run.questions)
     captures = max(len(run.captures) for run in runs)
     fewest = min(FEWEST, captures)
+    written = _rows(runs, captures, samples)
     while captures > fewest and _rows(runs, captures, samples) > most:
         captures -= 1
     while samples > 1 and _rows(runs, captures, samples) > most:
         samples -= 1
-    written = sum(len(run.captures) * run.rows for run in runs)
     held = _rows(runs, captures, samples)
     return Selection(captures=captures, samples=samples, rows=held, written=written)
 
 
 def _rows(runs: Sequence[Written], captures: int, samples: int) -> int:
-    return sum(
-        min(len(run.captures), captures)
-        * len(run.rollouts.get("prompts", ()))
-        * min(samples, int(run.rollouts.get("seeds", 1)))
-        for run in runs
-    )
+    count = 0
+    for run in runs:
+        own = run.rows(samples)
+        kept = store.chosen(list(run.captures), captures)
+        count += sum(own[name] for step in kept for name in run.captures[step])
+    return count
 
 
-def build(
-    study: Path, target: Path, *, most: int = MOST_ROWS, held_out: HeldOut | None = None
-) -> Path:
+def build(study: Path, target: Path, *, most: int = MOST_ROWS, wanted: str = "") -> Path:
     """Writes the page of a study's folder to `target` and returns it.
 
-    `held_out`: gives the tokens that human reference values are measured on. Raises ValueError
-    where the study has no rollouts.
+    `wanted`: words that a run's label must have to stand in it. Raises ValueError where the study
+    has no rollouts.
     """
-    runs = store.runs(study)
+    runs = store.runs(study, wanted)
     selection = select(runs, most)
-    asked = list(dict.fromkeys(prompt for run in runs for prompt in run.rollouts["prompts"]))
-    names = list(pieces.SHOWN)
-    sizes = _sizes(study)
-    held = [_chunk(run, asked, selection, sizes(run), names) for run in runs]
+    asked = list(dict.fromkeys((q.spec, q.prompt) for run in runs for q in run.questions))
+    names = _names(runs)
+    vocabulary = _vocabularies(study)
+    held, courses = [], []
+    for run in runs:
+        kept = store.chosen(list(run.captures), selection.captures)
+        tables = {step: run.read(step, pieces.needed) for step in kept}
+        held.append(_chunk(tables, asked, selection, vocabulary(run), names))
+        courses.append(pieces.courses(tables[max(tables)]))
     copied = any(row[pieces.COPY] for run in held for rows in run.values() for row in rows)
     about = {
         "study": study.name,
@@ -91,7 +91,8 @@ def build(
         "names": names,
         "metrics": [_described(metric) for metric in METRICS],
         "selection": asdict(selection),
-        "reference": _reference(study, runs[0], held_out),
+        "reference": _reference(runs),
+        "rows": _counts(runs),
         "runs": [
             {
                 "run": run.run,
@@ -104,7 +105,7 @@ def build(
             for run in runs
         ],
     }
-    curves = _pack([run.curves for run in runs])
+    curves = _pack({"means": [store.completed(run) for run in runs], "courses": courses})
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     partial.write_text(
@@ -114,67 +115,70 @@ def build(
     return target
 
 
-def _described(metric: Any) -> dict[str, str]:
-    return {
-        name: getattr(metric, name)
-        for name in ("name", "level", "direction", "unit", "description")
-    }
+def _names(runs: Sequence[Written]) -> list[str]:
+    """Metrics of a rollout in the order of the catalogue, then plugins' and what judges say."""
+    known = {name: None for run in runs for name in run.metrics}
+    return [n for n in pieces.SHOWN if n in known] + [n for n in known if n not in pieces.SHOWN]
 
 
-def _sizes(study: Path) -> Callable[[Written], NDArray[np.int64] | None]:
-    """The bytes of each token id of a run's vocabulary, looked up once for each text."""
-    known: dict[str, NDArray[np.int64] | None] = {}
+def _counts(runs: Sequence[Written]) -> dict[str, int]:
+    """Rollouts of a capture, by set: the most that a run has."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        for name, count in run.rows().items():
+            counts[name] = max(count, counts.get(name, 0))
+    return counts
 
-    def of(run: Written) -> NDArray[np.int64] | None:
+
+def _described(metric: Any) -> dict[str, Any]:
+    fields = ("name", "level", "direction", "unit", "description", "least")
+    return {name: getattr(metric, name) for name in fields}
+
+
+def _vocabularies(study: Path) -> Callable[[Written], pieces.Vocabulary | None]:
+    """A run's vocabulary, looked up once for each text."""
+    known: dict[str, pieces.Vocabulary | None] = {}
+
+    def of(run: Written) -> pieces.Vocabulary | None:
         key = json.dumps(run.data, sort_keys=True)
         if key not in known:
             found: Any = store.tokenizer(study, run)
-            known[key] = None if found is None else found.token_bytes()
+            known[key] = None if found is None else pieces.Vocabulary(found)
         return known[key]
 
     return of
 
 
 def _chunk(
-    run: Written,
-    asked: Sequence[str],
+    tables: Mapping[int, pyarrow.Table],
+    asked: Sequence[tuple[str, str]],
     selection: Selection,
-    sizes: NDArray[np.int64] | None,
+    vocabulary: pieces.Vocabulary | None,
     names: Sequence[str],
 ) -> dict[int, list[pieces.Row]]:
     from isoflop.rollouts.prompts import prompt_id
 
-    numbers = {prompt_id(prompt): index for index, prompt in enumerate(asked)}
+    numbers = {(spec, prompt_id(prompt)): i for i, (spec, prompt) in enumerate(asked)}
     return {
         step: pieces.rows(
-            run.read(step), prompts=numbers, samples=selection.samples, sizes=sizes, names=names
+            table, prompts=numbers, samples=selection.samples, vocabulary=vocabulary, names=names
         )
-        for step in store.chosen(list(run.captures), selection.captures)
+        for step, table in tables.items()
     }
 
 
-def _reference(
-    study: Path, run: Written, held_out: HeldOut | None
-) -> Mapping[str, list[float | None]]:
-    """Each metric on held-out text of the rollouts' length: value, low, high; {} where it is not.
+def _reference(runs: Sequence[Written]) -> Mapping[str, list[float]]:
+    """Each metric on held-out text of the rollouts' length: value, low, high, by curve.
 
-    Of the first run's text, which all runs of a study share.
+    Runs share their held-out text, but novelty is against what each has read, and of a vocabulary
+    each has its own: the band then holds all of theirs.
     """
-    folder, tokenizer = store.prepared(study, run), store.tokenizer(study, run)
-    if held_out is None or folder is None or tokenizer is None:
-        return {}
-    ids, size = held_out(folder), int(run.rollouts["new_tokens"])
-    count = min(WINDOWS, len(ids) // size)
-    if not count:
-        return {}
-    starts = np.linspace(0, len(ids) - size, count).astype(int)
-    windows = [np.asarray(ids[start : start + size]).astype(np.int64) for start in starts]
-
-    def text(window: NDArray[np.integer]) -> str:
-        return tokenizer.decode(window.tolist())
-
-    found = reference(windows, text)
-    return {name: [each.value, each.low, each.high] for name, each in found.items()}
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, (value, low, high) in run.references.items():
+            own = found.setdefault(name, [value, low, high])
+            own[1:] = [min(own[1], low), max(own[2], high)]
+    return found
 
 
 def _pack(value: Any) -> str:

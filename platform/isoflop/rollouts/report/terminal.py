@@ -52,8 +52,8 @@ def press(place: Place, key: str, runs: Sequence[Written]) -> Place | None:
     if key in (LEFT, RIGHT):
         move = 1 if key == LEFT else -1
         return replace(place, capture=(place.capture + move) % len(run.captures))
-    sizes = {"p": ("prompt", len(run.rollouts["prompts"])), "r": ("run", len(runs)),
-             "s": ("sample", int(run.rollouts["seeds"]))}  # fmt: skip
+    sizes = {"p": ("prompt", len(run.questions)), "r": ("run", len(runs)),
+             "s": ("sample", run.questions[place.prompt].seeds)}  # fmt: skip
     if key.lower() not in sizes:
         return place
     name, size = sizes[key.lower()]
@@ -63,12 +63,13 @@ def press(place: Place, key: str, runs: Sequence[Written]) -> Place | None:
 
 
 def _held(place: Place, run: Written) -> Place:
-    """The same, where another run has fewer of something."""
+    """The same, where another run or prompt has fewer of something."""
+    prompt = min(place.prompt, len(run.questions) - 1)
     return replace(
         place,
         capture=min(place.capture, len(run.captures) - 1),
-        prompt=min(place.prompt, len(run.rollouts["prompts"]) - 1),
-        sample=min(place.sample, int(run.rollouts["seeds"]) - 1),
+        prompt=prompt,
+        sample=min(place.sample, run.questions[prompt].seeds - 1),
     )
 
 
@@ -76,9 +77,10 @@ def row_at(run: Written, place: Place) -> Mapping[str, Any] | None:
     """The row that is looked at; None where the capture has none."""
     place = _held(place, run)
     table = run.read(_step(run, place))
-    prompt = run.rollouts["prompts"][place.prompt]
+    question = run.questions[place.prompt]
+    wanted = (question.spec, question.prompt, place.sample)
     for row in table.to_pylist():
-        if row["prompt"] == prompt and row["sample_id"] == place.sample:
+        if (row["spec"], row["prompt"], row["sample_id"]) == wanted:
             found: Mapping[str, Any] = row
             return found
     return None
@@ -98,7 +100,9 @@ def shown(place: Place, runs: Sequence[Written], tokenizer: Any) -> Group:
     number = list(run.captures).index(_step(run, place)) + 1
     head = Text(f"{run.label}\n", style="bold")
     head.append(f"step {_step(run, place)} (capture {number} of {len(run.captures)}), ", "dim")
-    head.append(f"prompt {place.prompt + 1} of {len(run.rollouts['prompts'])}, ", "dim")
+    head.append(f"prompt {place.prompt + 1} of {len(run.questions)}, ", "dim")
+    spec = run.questions[place.prompt].spec
+    head.append(f"set {spec}, " if spec else "", "dim")
     head.append(f"sample {place.sample}\n", "dim")
     if row is None:
         return Group(head, Text("not written", style="dim"), Text(KEYS, style="dim"))
@@ -113,7 +117,8 @@ def shown(place: Place, runs: Sequence[Written], tokenizer: Any) -> Group:
 
 
 def shaded(row: Mapping[str, Any], tokenizer: Any) -> Text:
-    """The text with what was improbable behind colour, and underlined from where it loops."""
+    """The text with what was improbable behind colour, what had been read in green, and underlined
+    from where it loops."""
     from rich.text import Text
 
     from isoflop.rollouts.report import pieces
@@ -123,8 +128,8 @@ def shaded(row: Mapping[str, Any], tokenizer: Any) -> Text:
         return body
     import numpy as np
 
-    lengths = pieces.spans(text, tokenizer.token_bytes()[np.array(row["completion_ids"], int)])
-    if lengths is None or not text.isascii():  # rich counts characters, not UTF-16 units
+    lengths = pieces.Vocabulary(tokenizer).spans(text, np.array(row["completion_ids"], int))
+    if lengths is None or max(text, default="") > "\uffff":  # rich counts no UTF-16 units
         return body
     ends = np.concatenate([[0], np.cumsum(lengths)]).tolist()
     for place, digit in enumerate(pieces.digits(np.array(row["logprobs"]))):
@@ -132,6 +137,9 @@ def shaded(row: Mapping[str, Any], tokenizer: Any) -> Text:
             if int(digit) < level:
                 body.stylize(f"black on {colour}", ends[place], ends[place + 1])
                 break
+    stretches = row.get("copied") or []
+    for start, length in zip(stretches[::2], stretches[1::2], strict=True):
+        body.stylize("bold green", ends[start], ends[start + length])
     onset = row.get("m.loop_onset")
     if onset is not None:
         body.stylize("underline", ends[int(onset)], len(text))
@@ -162,11 +170,11 @@ def visible(text: str) -> str:
     )
 
 
-def browse(study: Path) -> int:
+def browse(study: Path, wanted: str = "") -> int:
     """Until the reader ends it. Raises ValueError where there is no terminal or no rollouts."""
     from rich.console import Console
 
-    runs = store.runs(study)
+    runs = store.runs(study, wanted)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ValueError("--tui needs a terminal; without it, the page is written")
     tokenizer = store.tokenizer(study, runs[0])

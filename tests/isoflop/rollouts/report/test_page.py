@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,20 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from isoflop import cli
+from isoflop.data.tokenizers import named
 from isoflop.orchestration.job import Job, execute
 from isoflop.rollouts.capture import read
-from isoflop.rollouts.report import page, pieces, store, terminal
+from isoflop.rollouts.comparing import compare
+from isoflop.rollouts.report import page, paired, pieces, store, terminal
 from isoflop.rollouts.report.terminal import LEFT, Place, press
-from isoflop.run import Rollouts, Run
+from isoflop.rollouts.verifiers import read_results, read_traces
+from isoflop.run import Rollouts, Run, Spec
 from isoflop.training.distributed import Ranks
 
 EVIL = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>"
-ROLLOUTS = Rollouts(prompts=(EVIL, "", "import "), seeds=3, new_tokens=12, budget=1e9)
+OWN = (EVIL, "", "import ")
+HELD = Spec(name="held", kind="heldout_prefix", count=6, prefix_tokens=6, seeds=2, new_tokens=8)
+ROLLOUTS = Rollouts(prompts=OWN, seeds=3, new_tokens=12, budget=1e9, specs=(HELD,), novelty=True)
 CHROMIUM = shutil.which("chromium")
 
 
@@ -52,31 +58,70 @@ def test_the_page_holds_the_rows_and_no_text_of_a_model(study: Path) -> None:
     written = page.build(study, study / "page.html").read_text()
     assert "onerror" not in written and written.count("<script>") == 1
     about, rows = held(written, "about"), held(written, "1")
-    assert about["prompts"] == list(ROLLOUTS.prompts)
+    assert [text for spec, text in about["prompts"] if spec == ""] == list(OWN)
+    assert [spec for spec, _ in about["prompts"]] == [""] * 3 + ["held"] * 6
     assert [run["label"] for run in about["runs"]] == ["seed=0", "seed=1"]
     run = store.runs(study)[1]
     frame = read(run.folder / "rollouts")
     assert {int(step) for step in rows} == set(frame["step"])
     for step, kept in rows.items():
-        for prompt, sample, text, spans, digits, *_, values in kept:
+        for prompt, sample, text, spans, digits, _, copied, _, values in kept:
             of = frame[(frame["step"] == int(step)) & (frame["sample_id"] == sample)]
-            (row,) = of[of["prompt"] == about["prompts"][prompt]].to_dict("records")
+            spec, asked = about["prompts"][prompt]
+            (row,) = of[(of["prompt"] == asked) & (of["spec"] == spec)].to_dict("records")
             assert text == row["text"] and len(digits) == row["n_tokens"]
-            assert spans is None or sum(spans) == len(text.encode("utf-16-le")) // 2
+            assert (copied or []) == row["copied"].tolist()
+            assert spans is not None and sum(spans) == len(text.encode("utf-16-le")) // 2
             length = values[about["names"].index("length")]
             assert length == row["n_tokens"]
-    curves = held(written, "curves")[1]["entropy"]
-    assert [point[0] for point in curves] == sorted(run.captures)
-    assert all(low <= value <= high for _, value, low, high in curves)
+    curves = held(written, "curves")
+    for name in ("entropy", "held/entropy"):
+        means = curves["means"][1][name]
+        assert [point[0] for point in means] == sorted(run.captures)
+        assert all(low <= value <= high for _, value, low, high in means)
+    assert len(curves["courses"][1][""]["entropy"]) == 12
+    assert len(curves["courses"][1]["held"]["entropy"]) == 8
+    value, low, high = about["reference"]["held/novel_4"]
+    assert low <= value <= high and about["rows"] == {"": 9, "held": 12}
+
+
+def test_captures_that_no_history_tells_of_are_measured(study: Path) -> None:
+    run = store.runs(study)[0]
+    told = run.curves["held/entropy"]
+    silent = replace(run, curves={name: run.curves[name][:1] for name in run.curves})
+    assert store.completed(silent)["held/entropy"] == told
+    assert store.completed(run) == run.curves
+
+
+def test_two_runs_are_compared_in_pairs(study: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["rollouts", str(study), "--compare", "seed=0", "seed=1"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "21 pairs of the same prompt and seed" in said
+    one, other = (run.read(20).to_pandas() for run in store.runs(study))
+    (row,) = compare(one, other, ["entropy"]).to_dict("records")
+    (line,) = [line for line in said.splitlines() if line.startswith("entropy ")]
+    assert line.split()[1] == f"{row['value']:.3g}"
+    with pytest.raises(ValueError, match="labels of 2 runs: seed=0; seed=1"):
+        paired.show(study, "seed", "seed=1")
+    with pytest.raises(ValueError, match=r"no run of .* has 'seed=7'"):
+        paired.show(study, "seed=7", "seed=1")
+
+
+def test_other_programs_get_the_rollouts(study: Path, tmp_path: Path) -> None:
+    paired.export(study, tmp_path / "out", "seed=1")
+    (folder,) = (tmp_path / "out").iterdir()
+    assert folder.name == store.runs(study, "seed=1")[0].run
+    assert len(read_traces(folder)) == len(read_results(folder)) == 21
 
 
 def test_what_does_not_fit_is_left_out_and_said(study: Path) -> None:
     runs = store.runs(study)
     captures = len(runs[0].captures)
     whole = page.select(runs, 10_000)
-    assert whole.rows == whole.written == 2 * captures * 9
+    assert whole.rows == whole.written == 2 * captures * 21
     thin = page.select(runs, 20)
-    assert thin.rows <= max(20, 2 * page.FEWEST * 3) and thin.samples == 1
+    assert thin.rows <= max(20, 2 * page.FEWEST * 9) and thin.samples == 1
     about = held(page.build(study, study / "page.html", most=20).read_text(), "about")
     assert about["selection"]["written"] > about["selection"]["rows"]
     with pytest.raises(ValueError, match="rows is 0"):
@@ -148,6 +193,18 @@ def test_spans_follow_whole_characters(parts: list[str]) -> None:
     assert pieces.spans("".join(parts) + "x", sizes) is None
 
 
+@given(some.lists(some.integers(0, 256), max_size=12))
+def test_spans_of_bytes_that_are_no_text(ids: list[int]) -> None:
+    tokenizer = named("bytes")
+    vocabulary = pieces.Vocabulary(tokenizer)
+    ids = [id for id in ids if id != tokenizer.end_of_text]
+    text = tokenizer.decode(ids)
+    spans = vocabulary.spans(text, np.array(ids, dtype=np.int64))
+    assert (spans or []) == [] if not ids else spans is not None and len(spans) == len(ids)
+    assert sum(spans or []) == len(text.encode("utf-16-le")) // 2
+    assert vocabulary.spans("\ufffd" + text, np.array(ids, dtype=np.int64)) is None
+
+
 def test_digits_of_probabilities() -> None:
     logprobs = np.log([1.0, 0.99, 0.55, 0.05, 1e-30])
     assert pieces.digits(logprobs) == "99500"
@@ -164,6 +221,10 @@ def test_keys_lead_through_a_study(study: Path) -> None:
         assert place is not None
         place = press(place, key, runs)
     assert place == Place(run=1, prompt=1, sample=2, capture=1)
+    last = len(runs[1].questions) - 1  # of the set "held", which has two samples
+    assert press(replace(place, prompt=last - 1), "p", runs) == replace(
+        place, prompt=last, sample=1
+    )
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal.shown(place, runs, tokenizer))
     row = terminal.row_at(runs[1], place)
