@@ -29,7 +29,8 @@ ALLOWED = {
         "run", "captures", "targets", "data.tokenizers", "models.interface", "models.cache",
     },
     "scaling": {"run", "models.interface"},
-    "tracking": {"run"},
+    "patience": set(),
+    "tracking": {"run", "patience"},
     "orchestration": {
         "run", "data", "training", "rollouts", "tracking", "models", "models.interface",
     },
@@ -49,8 +50,9 @@ ALLOWED = {
     "design": {"run"},
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
-        "progress", "report", "plan", "design", "preregister",
+        "progress", "report", "plan", "design", "preregister", "watching",
     },
+    "watching": {"design", "record", "tracking", "orchestration", "training", "progress"},
     "upcoming": {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",
@@ -58,8 +60,8 @@ ALLOWED = {
     "study": {"run", "design", "campaign", "upcoming"},
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",
-        "orchestration", "rollouts", "scaling", "exchange", "models", "models.interface",
-        "models.llama",
+        "orchestration", "rollouts", "scaling", "exchange", "tracking", "models",
+        "models.interface", "models.llama",
     },
     "cli": {
         "benchmarks", "tracking", "scaling", "report", "planning", "data", "orchestration", "run",
@@ -69,7 +71,7 @@ ALLOWED = {
 
 # Third parties that one room alone may import.
 OWNED = {
-    "ray": ("orchestration",),
+    "ray": ("orchestration", "benchmarks"),  # bare, as a peer
     "optuna": ("orchestration",),
     "mlflow": ("tracking",),
     "tiktoken": ("data",),
