@@ -85,7 +85,12 @@ def _rented(file: File) -> list[Target]:
     found = []
     for pod in Client(account()).pods():
         identity = names.parse(pod.name)
-        if identity and identity.cluster == file.name and pod.ready and pod.endpoints[0]:
-            target = Target(id=pod.id, name=pod.name, kind=identity.kind, endpoint=pod.endpoints[0])
-            found.append(target)
+        if not identity or identity.cluster != file.name or not pod.ready:
+            continue
+        for index, endpoint in enumerate(pod.endpoints):
+            if endpoint is not None:
+                kind = "worker" if index else identity.kind
+                name = names.machine(pod.name, index)
+                node = names.machine(pod.id, index)
+                found.append(Target(id=node, name=name, kind=kind, endpoint=endpoint))
     return found

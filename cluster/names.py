@@ -52,6 +52,16 @@ def parse(name: str) -> Identity | None:
     )
 
 
+def machine(pod: str, index: int) -> str:
+    """What the nodes of a pod of several machines are called: the first one as the pod itself."""
+    return f"{pod}-m{index}" if index else pod
+
+
+def pod_of(node: str) -> str:
+    """The pod of a node. Only a whole pod can be rented or given back."""
+    return re.sub(r"-m\d+$", "", node)
+
+
 def check_cluster(name: str) -> None:
     if not _CLUSTER.fullmatch(name) or len(name) > 20:
         raise ValueError(

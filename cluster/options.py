@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,12 @@ def options(node: str, hosts: Path) -> dict[str, str]:
 
 
 def exports(variables: Mapping[str, object]) -> str:
-    """Shell text that sets variables, each value exactly as it is."""
-    return "".join(f"export {name}={shlex.quote(str(v))}; " for name, v in variables.items())
+    """Shell text that sets variables, each text exactly as it is, everything else as JSON: that is
+    how `ray start` reads the resources and labels of a node's type."""
+    return "".join(
+        f"export {name}={shlex.quote(value if isinstance(value, str) else json.dumps(value))}; "
+        for name, value in variables.items()
+    )
 
 
 def command(endpoint: Endpoint, node: str, key: Path, hosts: Path, *more: str) -> list[str]:

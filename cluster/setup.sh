@@ -3,6 +3,7 @@
 #
 #   ISOFLOP_PYTHON    version of Python (default 3.11)
 #   ISOFLOP_TORCH     index of torch wheels, if not the one that fits the driver
+#   ISOFLOP_VENV      a virtual environment that the image has, with all packages: none is made
 #   ISOFLOP_FLASH     1: also flash-attn, from a wheel only; it is never compiled here
 #   ISOFLOP_DATA      a script of the repository that fetches data, run at the end
 set -euo pipefail
@@ -68,8 +69,15 @@ install_flash() { # a wheel that fits, or a sentence
     say "no wheel of flash-attn fits this torch: torch's own attention is used"
 }
 
+use_environment() { # of the image: linked, and told where this code is
+  ln -sfn "$ISOFLOP_VENV" "$venv"
+  "$venv/bin/python" -c 'import ray, torch'
+  say "environment of the image: $ISOFLOP_VENV"
+}
+
 on_path() { # for Ray's launcher and for people, whose shells read this file
   local line="export PATH=\"$venv/bin:\$HOME/.local/bin:\$PATH\" RAY_AUTH_MODE=token"
+  [ -z "${ISOFLOP_VENV:-}" ] || line+=" PYTHONPATH=\"$PWD/platform:$PWD\""
   touch "$HOME/.bashrc"
   grep -qxF "$line" "$HOME/.bashrc" && return
   printf '%s\n' "$line" | cat - "$HOME/.bashrc" >"$HOME/.bashrc.new"
@@ -77,9 +85,13 @@ on_path() { # for Ray's launcher and for people, whose shells read this file
 }
 
 packages
-install_uv
-install_project
-install_flash
+if [ -n "${ISOFLOP_VENV:-}" ]; then
+  use_environment
+else
+  install_uv
+  install_project
+  install_flash
+fi
 on_path
 if [ -n "${ISOFLOP_DATA:-}" ]; then
   "$venv/bin/python" "$ISOFLOP_DATA"

@@ -20,8 +20,22 @@ if [ ! -s "$HOME/.ray/auth_token" ]; then
 fi
 chmod 600 "$HOME/.ray/auth_token"
 
+if [ -n "${ISOFLOP_NETWORK:-}" ]; then # private, tailscale: the node alone knows its address
+  ISOFLOP_NODE_ADDRESS="$(python -m cluster.network "$ISOFLOP_NETWORK" "${@:2}")"
+  export ISOFLOP_NODE_ADDRESS
+fi
 if [ -n "${ISOFLOP_SLOT:-}" ]; then # provider.network: overlay
   bash cluster/wireguard.sh
+fi
+
+# gloo and NCCL look for an interface by the host's name, which on rented machines often is the
+# loopback's: they are told the one that has this node's address. None has it behind a translation.
+if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
+  interface="$(ip -o addr show | awk -v own="$ISOFLOP_NODE_ADDRESS" \
+    '{split($4, part, "/"); if (part[1] == own) {print $2; exit}}')"
+  if [ -n "$interface" ]; then
+    export GLOO_SOCKET_IFNAME="$interface" NCCL_SOCKET_IFNAME="$interface"
+  fi
 fi
 
 options=(

@@ -22,7 +22,7 @@ CONTEXT = 63
 
 def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
     """One point: widths differ in capacity, budgets in how much of the text is read."""
-    shape = {"width": width, "depth": 2, "heads": width // 8, "context": CONTEXT}
+    shape = {"width": width, "depth": 2, "heads": max(1, width // 8), "context": CONTEXT}
     model: Config = GPT2Config(**shape) if arch == "gpt2" else LlamaConfig(**shape, tied=True)
     return Run(
         model=model,
@@ -40,7 +40,9 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
 study = Study(
     name="known-entropy",
     run=run,
-    points=grid(arch=["gpt2", "llama"], width=[16, 24, 32], flops=[2e10, 6e10, 1.8e11], seed=[0]),
+    points=grid(
+        arch=["gpt2", "llama"], width=[8, 12, 16, 24, 32], flops=[2e10, 6e10, 1.8e11], seed=[0]
+    ),
     objective="val/bits_per_byte",  # the end of text counts no bytes, so it only adds to the floor
     family="arch",
     budget="flops",

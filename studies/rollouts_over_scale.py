@@ -2,7 +2,7 @@
 
 python studies/rollouts_over_scale.py --plan     # what would run, and how long it takes
 python studies/rollouts_over_scale.py            # all of it, on this machine
-isoflop rollouts studies/results/rollouts-over-scale     # what they wrote, side by side
+isoflop rollouts studies/results/rollouts-over-scale     # the texts side by side
 isoflop fit studies/results/rollouts-over-scale --metric rollout/code/entropy --against loss
 isoflop backfill studies/results/rollouts-over-scale/runs/RUN --judge BIGGEST_RUN
 

@@ -10,7 +10,7 @@ by bits per byte.
 """
 
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Text
-from isoflop.study import Study, grid, main
+from isoflop.study import Grid, Study, grid, main
 from models import LlamaConfig
 
 CONTEXT = 64  # tokens: a larger vocabulary sees further back, which is part of what it buys
@@ -20,12 +20,20 @@ HELD_OUT = 2**16  # bytes of text that every run is judged on, about
 BYTES_PER_TOKEN = {"bytes": 1.0, "bpe-512": 2.0, "bpe-2k": 3.0, "bpe-8k": 3.7}
 
 
+# About the best size of each: the larger the head, the smaller the model that pays for it.
+WIDTHS = {
+    "bytes": [8, 16, 24, 32],
+    "bpe-512": [8, 16, 24, 32],
+    "bpe-2k": [6, 8, 12, 16, 24],
+    "bpe-8k": [4, 6, 8, 12, 16],
+}
+
+
 def run(*, tokenizer: str, width: int, flops: float, seed: int) -> Run:
-    """One point. Only the tokenizer differs at a size; every vocabulary has the same sizes to win
-    with.
-    """
+    """One point. Only the tokenizer differs at a size."""
+    heads = max(1, width // 8)
     return Run(
-        model=LlamaConfig(width=width, depth=2, heads=width // 8, context=CONTEXT, tied=True),
+        model=LlamaConfig(width=width, depth=2, heads=heads, context=CONTEXT, tied=True),
         data=Text(source="python-stdlib", tokenizer=tokenizer),
         flops=flops,  # exact: the head counts
         batch_tokens=4 * CONTEXT,
@@ -37,12 +45,14 @@ def run(*, tokenizer: str, width: int, flops: float, seed: int) -> Run:
     )
 
 
+def sizes(tokenizer: str) -> Grid:
+    return grid(tokenizer=[tokenizer], width=WIDTHS[tokenizer], flops=[4e10, 1.2e11], seed=[0])
+
+
 study = Study(
     name="tokenizers",
     run=run,
-    points=grid(
-        tokenizer=list(BYTES_PER_TOKEN), width=[8, 16, 24, 32], flops=[4e10, 1.2e11], seed=[0]
-    ),
+    points=sizes("bytes") + sizes("bpe-512") + sizes("bpe-2k") + sizes("bpe-8k"),
     objective="val/bits_per_byte",
     family="tokenizer",
     budget="flops",

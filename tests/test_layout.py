@@ -29,11 +29,12 @@ ALLOWED = {
         "run", "captures", "targets", "data.tokenizers", "models.interface", "models.cache",
     },
     "scaling": {"run", "models.interface"},
-    "tracking": {"run"},
+    "patience": set(),
+    "tracking": {"run", "patience"},
     "orchestration": {
         "run", "data", "training", "rollouts", "tracking", "models", "models.interface",
     },
-    "record": {"run", "orchestration.job", "rollouts"},
+    "record": {"run", "data", "orchestration.job", "rollouts"},
     "progress": {"orchestration.job", "training"},
     "report": {"scaling", "rollouts"},
     "plan": {
@@ -49,8 +50,9 @@ ALLOWED = {
     "design": {"run"},
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
-        "progress", "report", "plan", "design", "preregister",
+        "progress", "report", "plan", "design", "preregister", "watching",
     },
+    "watching": {"design", "record", "tracking", "orchestration", "training", "progress"},
     "upcoming": {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",
@@ -58,8 +60,8 @@ ALLOWED = {
     "study": {"run", "design", "campaign", "upcoming"},
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",
-        "orchestration", "rollouts", "scaling", "exchange", "models", "models.interface",
-        "models.llama",
+        "orchestration", "rollouts", "scaling", "exchange", "tracking", "models",
+        "models.interface", "models.llama",
     },
     "cli": {
         "benchmarks", "tracking", "scaling", "report", "planning", "data", "orchestration", "run",
@@ -69,14 +71,14 @@ ALLOWED = {
 
 # Third parties that one room alone may import.
 OWNED = {
-    "ray": ("orchestration",),
+    "ray": ("orchestration", "benchmarks"),  # bare, as a peer
     "optuna": ("orchestration",),
     "mlflow": ("tracking",),
     "tiktoken": ("data",),
     "tokenizers": ("data", "benchmarks"),  # as a peer
     "sentencepiece": ("data",),
     "huggingface_hub": ("data",),
-    "fsspec": ("data",),
+    "fsspec": ("data", "orchestration"),
 }
 
 

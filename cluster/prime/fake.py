@@ -78,6 +78,7 @@ class Market:
     def __init__(self, offers: list[dict[str, Any]] | None = None) -> None:
         self.lock = threading.RLock()
         self.offers = _offers() if offers is None else offers
+        self.machines: dict[str, int] = {}  # per cloudId of a multi-node offer
         self.stock: dict[str, int] = {}  # pods left per cloudId; unlimited where it is not named
         self.pods: dict[str, dict[str, Any]] = {}
         self.bodies: dict[str, dict[str, Any]] = {}  # what was asked for, by pod
@@ -88,7 +89,7 @@ class Market:
         self.asked: list[str] = []  # "METHOD path" of every request
         self.clock: Callable[[], float] = time.time
         self.automatic = True  # pods become ready when they are next looked at
-        self.started: Callable[[dict[str, Any]], None] = _address
+        self.started: Callable[[dict[str, Any]], None] = self._address
         self.stopped: Callable[[dict[str, Any]], None] = lambda pod: None
         self.late: list[tuple[str, str, Any]] = []
         self._made = 0
@@ -185,6 +186,22 @@ class Market:
             self.started(pod)
             pod["installationStatus"] = "FINISHED"
 
+    def size(self, pod: dict[str, Any]) -> int:
+        """How many machines a pod has: more than one for a multi-node offer."""
+        return self.machines.get(self.bodies[pod["id"]]["pod"]["cloudId"], 1)
+
+    def _address(self, pod: dict[str, Any]) -> None:
+        """One machine gives values, several give lists, as the real API does."""
+        number = int(pod["id"].removeprefix("pod"))
+        hosts = [
+            f"198.51.{number // 250 % 250 + 10 * k}.{number % 250 + 1}"  # documentation's network
+            for k in range(self.size(pod))
+        ]
+        doors = [f"root@{host} -p {2200 + number}" for host in hosts]
+        several = len(hosts) > 1
+        pod["ip"] = hosts if several else hosts[0]
+        pod["sshConnection"] = doors if several else doors[0]
+
     def register(self, body: dict[str, Any]) -> tuple[int, Any]:
         key = {"id": f"key{len(self.keys)}", **body, "isPrimary": not self.keys}
         self.keys.append(key)
@@ -204,8 +221,10 @@ class Market:
         return 404, {"detail": "Not Found"}
 
     def _read(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
-        if path == "/availability/gpus":
-            return 200, _page(_matching(self.offers, query), query)
+        if path in ("/availability/gpus", "/availability/multi-node"):
+            multi = path.endswith("multi-node")
+            items = [item for item in self.offers if (item["cloudId"] in self.machines) == multi]
+            return 200, _page(_matching(items, query), query)
         if path == "/pods/":
             return 200, _slice(self.look(), query)
         if path == "/pods/history":
@@ -220,12 +239,6 @@ class Market:
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self.clock(), UTC).isoformat()
-
-
-def _address(pod: dict[str, Any]) -> None:
-    number = int(pod["id"].removeprefix("pod"))
-    pod["ip"] = f"198.51.{number // 250 % 250}.{number % 250 + 1}"  # documentation's own network
-    pod["sshConnection"] = f"root@{pod['ip']} -p {2200 + number}"
 
 
 def _matching(offers: list[dict[str, Any]], query: dict[str, list[str]]) -> list[dict[str, Any]]:

@@ -108,10 +108,10 @@ class Fleet:
         gone, since a list that changes while it is read may skip one."""
         found = {}
         for name, entry in self.ledger.read().nodes.items():
-            if entry.id is None or entry.id in ours:
+            if entry.id is None or (pod := names.pod_of(entry.id)) in ours:
                 continue
             try:
-                found[entry.id] = self.client.pod(entry.id)
+                found[pod] = self.client.pod(pod)
             except NotFound:
                 with self.ledger.change() as book:
                     book.nodes.pop(name, None)
@@ -228,7 +228,9 @@ class Fleet:
         return pods
 
     def _offers(self, wish: Wish) -> list[Offer]:
-        offers = _asking(lambda: self.client.offers(gpu_type=wish.gpu))
+        offers = _asking(
+            lambda: self.client.offers(multi_node=wish.machines > 1, gpu_type=wish.gpu)
+        )
         fit = choices(offers, wish, several=self._several)
         if not fit:
             raise Refused("NoOffer", explain(offers, wish, several=self._several))
@@ -284,7 +286,7 @@ class Fleet:
 
     def _within(self, pod: Pod, wish: Wish) -> Pod:
         """A node that turns out dearer than asked for is given back at once."""
-        if pod.price <= wish.price + 1e-9:
+        if pod.price <= wish.most + 1e-9:
             return pod
         try:
             self.end(pod.id)

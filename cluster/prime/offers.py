@@ -23,6 +23,7 @@ class Wish:
     gpu: tuple[str, ...]  # as the API names them (H100_80GB), any of them; CPU_NODE: none
     price: float  # dollars per hour of one node at most
     count: int = 1  # GPUs of one node
+    machines: int = 1  # nodes that are rented as one pod, with a private network between them
     spot: str = "never"
     prepaid: bool = False  # also offers that charge hours in advance
     regions: tuple[str, ...] = ()  # empty: all, as below
@@ -38,12 +39,25 @@ class Wish:
     disks: tuple[str, ...] = ()  # ids of disks to attach
 
     def __post_init__(self) -> None:
-        if not self.gpu or self.count < 1:
-            raise ValueError(f"node_config: gpu {self.gpu} and count {self.count}: at least one")
+        if not self.gpu or self.count < 1 or self.machines < 1:
+            raise ValueError(
+                f"node_config: gpu {self.gpu}, count {self.count} and machines {self.machines}: "
+                "at least one"
+            )
         if not self.price > 0:
             raise ValueError(f"node_config: price {self.price} must be dollars per hour above 0")
         if self.spot not in SPOT:
             raise ValueError(f"node_config: spot {self.spot!r}; allowed: {', '.join(SPOT)}")
+
+    @property
+    def most(self) -> float:
+        """Dollars per hour of all machines that come together, at most."""
+        return self.price * self.machines
+
+    @property
+    def gpus(self) -> int:
+        """Of all machines that come together: multi-node offers count them so."""
+        return self.count * self.machines
 
 
 def wish(values: Mapping[str, Any]) -> Wish:
@@ -68,10 +82,10 @@ def refusal(offer: Offer, wish: Wish, *, several: bool) -> str:
     """Why an offer is not taken; empty if it is."""
     reasons = (
         (offer.gpu_type not in wish.gpu, f"not {' or '.join(wish.gpu)}"),
-        (offer.gpu_type != CPU and offer.gpu_count != wish.count, f"not {wish.count} GPUs"),
+        (offer.gpu_type != CPU and offer.gpu_count != wish.gpus, f"not {wish.gpus} GPUs"),
         (offer.gpu_memory < wish.memory, f"less than {wish.memory} GB a GPU"),
         (offer.stock.lower() in _GONE, "out of stock"),
-        (not 0 < offer.price <= wish.price, f"above {wish.price:g} $/h"),
+        (not 0 < offer.price <= wish.most, f"above {wish.most:g} $/h"),
         (offer.prepaid_hours > 0 and not wish.prepaid, "hours paid in advance"),
         (offer.spot and wish.spot == "never", "spot"),
         (not offer.spot and wish.spot == "only", "not spot"),
@@ -113,7 +127,7 @@ def order(
         "gpuType": offer.gpu_type,
         "socket": offer.socket,
         "gpuCount": offer.gpu_count,
-        "maxPrice": wish.price,
+        "maxPrice": wish.most,
         "image": wish.image,
         "dataCenterId": offer.data_center or None,
         "country": offer.country or None,

@@ -8,15 +8,17 @@ from typing import Any
 from cluster.keys import ssh_key
 from cluster.prime.api import Client
 from cluster.prime.money import Limits
-from cluster.prime.offers import choices, explain, wish
+from cluster.prime.offers import Wish, choices, explain, wish
 
 
 def quote(types: Mapping[str, Any], limits: Limits, client: Client, *, several: bool) -> str:
     """One line for each node type (`available_node_types`), and the limits."""
     lines = []
     for name, values in types.items():
+        if not values["node_config"]:
+            continue  # the other machines of the head's pod
         wanted = wish(values["node_config"])
-        offers = client.offers(gpu_type=wanted.gpu)
+        offers = client.offers(multi_node=wanted.machines > 1, gpu_type=wanted.gpu)
         fit = choices(offers, wanted, several=several)
         least, most = values.get("min_workers", 0), values.get("max_workers", 1)
         count = f"{least} to {most}" if most != least else f"{most}"
@@ -25,8 +27,9 @@ def quote(types: Mapping[str, Any], limits: Limits, client: Client, *, several: 
             continue
         best = fit[0]
         lines.append(
-            f"{name}: {best.price:.2f} $/h each ({count}; {best.gpu_count} {best.gpu_type}, "
-            f"{best.provider}, {best.region or 'anywhere'}; {wanted.price:g} $/h at most)"
+            f"{name}: {best.price:.2f} $/h each ({count}; {_machines(wanted)}{best.gpu_count} "
+            f"{best.gpu_type}, {best.provider}, {best.region or 'anywhere'}; "
+            f"{wanted.most:g} $/h at most)"
         )
     lines.append(
         f"limits: {limits.dollars_per_hour:g} $/h, {limits.dollars:g} $ and {limits.hours:g} h in "
@@ -34,6 +37,10 @@ def quote(types: Mapping[str, Any], limits: Limits, client: Client, *, several: 
     )
     lines.append(f"balance: {client.balance():.2f} $")
     return "\n".join(lines)
+
+
+def _machines(wanted: Wish) -> str:
+    return f"{wanted.machines} machines with " if wanted.machines > 1 else ""
 
 
 def registered(client: Client, cluster: str) -> str:

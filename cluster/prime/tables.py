@@ -30,7 +30,7 @@ def offers(
         and (spot or not offer.spot)
     ]
     text = table(("$/h", "GPUs", "provider", "region", "stock", ""), map(_row, shown))
-    return text + "\n\n" + _taken(path, found) if path.exists() else text
+    return text + "\n\n" + _taken(path, found, client) if path.exists() else text
 
 
 def status(path: Path) -> str:
@@ -84,12 +84,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
-def _taken(path: Path, found: Sequence[Offer]) -> str:
+def _taken(path: Path, single: Sequence[Offer], client: Client) -> str:
     lines = []
     for name, values in read(path).types.items():
         if not values.get("node_config"):
             continue  # of a list, not rented
         wanted = wish(values["node_config"])
+        found = client.offers(multi_node=True) if wanted.machines > 1 else single
         fit = choices(found, wanted, several=True)
         took = (
             f"{fit[0].cloud_id} at {fit[0].price:.2f} $/h"

@@ -28,6 +28,8 @@ from cluster.prime.errors import ApiError
 from cluster.prime.fleet import Fleet
 
 logger = logging.getLogger("cluster.watch")
+# Ends with the watch's own end: when nothing costs any more, or where another watch looks already.
+KEPT = 'until "$1" -m cluster.prime.watch; do sleep 10; done'
 FILE = Path("~/ray_bootstrap_config.yaml")
 PROVIDER = "cluster.prime.provider.PrimeNodes"
 
@@ -144,11 +146,12 @@ def watch(config: dict[str, Any], me: str) -> Watch:
 
 
 def detach(cluster: str) -> None:
-    """Start a watch that outlives the session of whoever starts it."""
+    """Start a watch that outlives the session of whoever starts it, and its own death: a shell
+    starts it again until it has ended the cluster."""
     log = folder(cluster) / "watch.log"
     with log.open("a") as out:
         subprocess.Popen(
-            [sys.executable, "-m", "cluster.prime.watch"],
+            ["sh", "-c", KEPT, "isoflop-watch", sys.executable],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

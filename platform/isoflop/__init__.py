@@ -9,6 +9,7 @@ The rooms, in reading order (data order):
     design         a question as values: axes, their points, one run per point
     study          the command line that every study has
     campaign       what that command does on one machine: plan, train, report
+    watching       who looks on while it runs, and what ends it early
     upcoming       which run a study should do next, and doing it
     preregister    the largest runs, held back until their loss is predicted
     planning       which study a budget pays for: `isoflop plan`
@@ -20,6 +21,7 @@ The rooms, in reading order (data order):
     rollouts       what the model writes while it learns: generate, capture, measure
     sample         what a checkpoint writes after a prompt: `isoflop sample`
     tracking       the only file that imports mlflow
+    patience       calls to a server that is away
     scaling        laws: minima, fits, intervals, verdict, figures
     record         the run table, from which everything is concluded
     report         the study as one page

@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
-import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from isoflop import preregister, record, tracking
@@ -34,12 +31,15 @@ from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared
 from isoflop.design import Point, Study, UserError, build, user_input
 from isoflop.orchestration.job import Job, execute, result
+from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
 from isoflop.progress import Progress, duration
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
 from isoflop.training.distributed import Ranks
-from isoflop.training.loop import Record
 from isoflop.training.step import has_bfloat16
+from isoflop.watching import Both, Fetched, Tracked, alone, stoppable
+
+LOCAL = ("runs", "ray", "stop", "lock")  # of a study's folder: not for the driver to write back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Machine:
     """Where a study runs and keeps its results; never part of a run's identity."""
 
     storage: Path
+    mirror: Mirror | None = None  # of the storage, where it is a URL
     tracking: str | None = None
     address: str | None = None
     workers: int = 1
@@ -58,6 +59,18 @@ class Machine:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+    @staticmethod
+    def at(storage: str | Path, **others: Any) -> Machine:
+        """With its results in a folder, or at a URL. Raises UserError."""
+        with user_input():
+            mirror = Mirror.of(str(storage)) if is_url(str(storage)) else None
+        return Machine(storage=mirror.local if mirror else Path(storage), mirror=mirror, **others)
+
+    def fetch(self, study: str) -> None:
+        """What other machines have recorded of a study."""
+        if self.mirror:
+            self.mirror.pull(self.storage / study, not_checkpoints)
 
     @property
     def tracking_uri(self) -> str:
@@ -153,12 +166,15 @@ class Campaign:
         if predicted:
             print(predicted)
         print(f"\nreport  {_near(page)}")
+        if self.machine.mirror:  # the runs are there already
+            self.machine.mirror.push(self.folder, lambda name: name.split("/")[0] not in LOCAL)
+            print(f"kept at {self.machine.mirror.url}/{self.study.name}")
         return text
 
     def go(self) -> int:
         """Train what has no result yet, then report. Returns the exit status."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(self.folder), _stoppable(self.folder / "stop"):
+        with alone(self.folder), stoppable(self.folder / "stop"):
             left = record.unfinished(self.chosen)
             if left:
                 stopped = self._train(left)
@@ -192,7 +208,7 @@ class Campaign:
                     share = slots(resources, self.machine.workers, self.machine.at_once)
                 print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
                 progress = stack.enter_context(Progress(left, done))
-                watcher = _Both(progress, _Tracked(tracker, self.study))
+                watcher = Both(Fetched(self.machine.mirror), progress, Tracked(tracker, self.study))
                 for stage in preregister.stages(self, left) if self.preregister else [left]:
                     run_points(stage, share, self.folder / "ray", watcher)
                     if (self.folder / "stop").exists():
@@ -247,7 +263,11 @@ def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Pre
 
     console = Console(quiet=quiet)
     with console.status("preparing the text") as status:
-        return {text: prepare_all(text, machine.storage / "data", status.update) for text in texts}
+        found = {text: prepare_all(text, machine.storage / "data", status.update) for text in texts}
+        if machine.mirror:
+            for folder in {part.folder for one in found.values() for part in parts(one).values()}:
+                machine.mirror.push(folder)
+    return found
 
 
 def job_of(
@@ -266,6 +286,7 @@ def job_of(
         folder=(folder / "runs" / resolved.identity).absolute(),
         prepared=prepared,
         stop_file=(folder / "stop").absolute(),
+        mirror=machine.mirror,
         beside=machine.beside,
     )
 
@@ -337,84 +358,3 @@ def _spent(jobs: list[Job], wall: float, at_once: int) -> str:
     return (
         f"done in {duration(wall)} ({shares} of processor time; rollouts {capture:.1%} of training)"
     )
-
-
-class _Both:
-    """Two watchers as one."""
-
-    def __init__(self, *watchers: Any) -> None:
-        self.watchers = watchers
-
-    def started(self, job: Job) -> None:
-        for watcher in self.watchers:
-            watcher.started(job)
-
-    def progressed(self, job: Job, records: list[Record]) -> None:
-        for watcher in self.watchers:
-            watcher.progressed(job, records)
-
-    def ended(self, job: Job, result: dict[str, Any]) -> None:
-        for watcher in self.watchers:
-            watcher.ended(job, result)
-
-
-class _Tracked:
-    """Passes what happens on to the tracker."""
-
-    def __init__(self, tracker: tracking.Tracker, study: Study) -> None:
-        self.tracker = tracker
-        axes = study.points.axes
-        self.varied = {name for name, values in axes.items() if len(values) > 1} or set(axes)
-
-    def started(self, job: Job) -> None:
-        described = record.described(job.run, job.prepared.train_tokens)
-        # "axis." sorts first, and MLflow's plots open with the first names: an axis of one value
-        # would leave them empty.
-        axes = {f"axis.{name}": job.axes[name] for name in job.axes if name in self.varied}
-        tags = {"isoflop.kind": "run", "isoflop.study": job.study}
-        self.tracker.start(job.run.identity, job.label, {**axes, **described}, tags)
-
-    def progressed(self, job: Job, records: list[Record]) -> None:
-        self.tracker.log(job.run.identity, records)
-
-    def ended(self, job: Job, result: dict[str, Any]) -> None:
-        summary = {name: result.get(name) for name in record.RESULTS}
-        files = [job.folder / name for name in ("run.json", "result.json", "rollouts")]
-        if result.get("error"):
-            summary["error"] = result["error"]
-        self.tracker.end(job.run.identity, result["status"], summary, files)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two drivers on one study would train the same runs; the second is told so."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another process is running this study in {folder}; wait for it") from None
-
-
-@contextmanager
-def _stoppable(stop_file: Path) -> Iterator[None]:
-    """Ctrl-C or a termination asks the running points to save and end; a second ends at once."""
-    stop_file.unlink(missing_ok=True)
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop_file.exists():
-            raise KeyboardInterrupt
-        stop_file.touch()
-        print(
-            "\nstopping: the running points write a checkpoint (again to end at once)",
-            file=sys.stderr,
-        )
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        stop_file.unlink(missing_ok=True)

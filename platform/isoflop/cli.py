@@ -66,11 +66,12 @@ def parser() -> argparse.ArgumentParser:
     text_out.add_argument("--pairs", type=int, default=5, help="per load (default: %(default)s)")
     text_out.set_defaults(act=_bench_generate)
     points = kinds.add_parser(
-        "grid", help="what orchestration, tracking and the report add to a grid of short runs"
+        "orchestration", help="a grid of short runs beside plain loops; recovery; MLflow's share"
     )
     points.add_argument("--points", type=int, default=20, help="runs in the grid (default: 20)")
     points.add_argument("--seconds", type=float, default=5, help="about so long each (default: 5)")
-    points.set_defaults(act=_bench_grid)
+    points.add_argument("--rounds", type=int, default=1, help="default: %(default)s")
+    points.set_defaults(act=_bench_orchestration)
     laws = kinds.add_parser("fit", help="the law fit against scipy from the papers' 4,500 starts")
     laws.add_argument("--runs", type=int, default=240, help="made runs (default: %(default)s)")
     laws.add_argument(
@@ -207,10 +208,10 @@ def _bench_generate(options: argparse.Namespace) -> int:
     return show(options.vocab, options.pairs)
 
 
-def _bench_grid(options: argparse.Namespace) -> int:
-    from isoflop.benchmarks.grid import show
+def _bench_orchestration(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks.orchestration import show
 
-    return show(options.points, options.seconds)
+    return show(options.points, options.seconds, options.rounds)
 
 
 def _bench_data(options: argparse.Namespace) -> int:

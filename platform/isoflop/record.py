@@ -7,11 +7,13 @@ MLflow holds the same numbers for looking at; nothing is ever read back from it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.data import known
 from isoflop.orchestration.job import FINAL, Job, result
 from isoflop.run import Run
 
@@ -90,6 +92,7 @@ def _row(job: Job) -> dict[str, Any]:
         **described(job.run, job.prepared.train_tokens),
         **ended.get("data", {}),  # exact, where the sizes of the text are not
         **{name: ended.get(name) for name in RESULTS},
+        **_floor(job.run),
         "flops_recomputed": _recomputed(job.run) if ended.get("checkpointing") else 0.0,
         "noise_scale": ended.get("noise_scale"),
         "capture_seconds": ended.get("capture_seconds"),
@@ -102,6 +105,13 @@ def _row(job: Job) -> dict[str, Any]:
         "code": ended.get("versions", {}).get("code"),
         **ended.get("rollouts", {}),
     }
+
+
+def _floor(run: Run) -> dict[str, float]:
+    """The entropy of a text that is known to have one: what no honest run ends below."""
+    if not run.data.source.startswith(known.PREFIX):
+        return {}
+    return {"floor_bits_per_byte": known.named(run.data.source).nats_per_byte / math.log(2)}
 
 
 def _recomputed(run: Run) -> float:

@@ -16,7 +16,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.design import (
@@ -59,18 +58,18 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     ]
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
-    storage = Path(options.storage or study.file.parent / "results")
-    with user_input():
-        study = extended(study, storage)
-        chosen = select(study, options.only)
-    machine = Machine(
-        storage=storage,
+    machine = Machine.at(
+        options.storage or study.file.parent / "results",
         tracking=options.tracking,
         address=options.address,
         workers=options.workers,
         at_once=options.at_once,
         beside=options.beside,
     )
+    with user_input():
+        machine.fetch(study.name)
+        study = extended(study, machine.storage)
+        chosen = select(study, options.only)
     campaign = Campaign.prepare(study, machine, chosen, options.set, quiet=options.print_config)
     campaign = replace(campaign, preregister=options.preregister)
     return _act(campaign, options)
@@ -166,7 +165,8 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument(
         "--storage",
         metavar="DIR",
-        help="results and prepared text (default: results/ by the study)",
+        help="results and prepared text: a folder that all nodes see, or a URL such as s3://bucket/"
+        "lab (default: results/ by the study)",
     )
     where.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return text

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from isoflop.patience import PATIENCE, Patient
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -66,6 +68,7 @@ class Tracker:
         )
         self.error: BaseException | None = None
         self.experiment_id: str | None = None
+        self._patient: Patient | None = None
         self._ready = threading.Event()
         self._thread.start()
 
@@ -82,6 +85,19 @@ class Tracker:
     def end(self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]) -> None:
         """Final values, files, and the status in MLflow's words."""
         self._queue.put(lambda writer: writer.end(key, status, summary, artifacts))
+
+    @property
+    def calls(self) -> int:
+        """Calls made to the store so far."""
+        return self._patient.calls if self._patient else 0
+
+    def wait(self) -> None:
+        """Until everything asked so far is written, or the store has failed."""
+        done = threading.Event()
+        self._queue.put(_Writer.flush)
+        self._queue.put(lambda writer: done.set())
+        while self._thread.is_alive() and not done.wait(0.02):
+            pass
 
     def close(self, timeout: float = 120.0) -> None:
         """Wait until everything is written. Raises RuntimeError if the store failed."""
@@ -102,6 +118,7 @@ class Tracker:
     def _work(self, experiment: str, artifacts: Path) -> None:
         try:
             writer = _Writer(self.uri, experiment, artifacts)
+            self._patient = writer.client
             self.experiment_id = writer.experiment
             self._runs = writer.runs
             self._ready.set()
@@ -168,12 +185,14 @@ class _Writer:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         for name in ("alembic", "mlflow"):  # a page of schema migrations on first use
             logging.getLogger(name).setLevel(logging.ERROR)
+        # A call to a server that is away fails within seconds; `Patient` decides what then.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         from mlflow.tracking import MlflowClient
 
-        self.client = MlflowClient(tracking_uri=uri)
+        remote = uri.startswith("http")
+        self.client = Patient(MlflowClient(tracking_uri=uri), PATIENCE if remote else 0.0)
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
-            remote = uri.startswith("http")
             location = None if remote else (artifacts / experiment).absolute().as_uri()
             self.experiment = str(
                 self.client.create_experiment(experiment, artifact_location=location)
@@ -222,7 +241,8 @@ class _Writer:
     def flush(self) -> None:
         from mlflow.entities import Metric
 
-        for key, records in self.pending.items():
+        while self.pending:
+            key, records = next(iter(self.pending.items()))
             now = int(time.time() * 1000)
             metrics = [
                 Metric(shown(name), float(record[name]), now, int(record["step"]))
@@ -232,7 +252,7 @@ class _Writer:
             ]
             for start in range(0, len(metrics), BATCH):
                 self.client.log_batch(self.runs[key], metrics=metrics[start : start + BATCH])
-        self.pending.clear()
+            del self.pending[key]
         self.flushed = time.monotonic()
 
     def end(self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]) -> None:

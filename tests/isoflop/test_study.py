@@ -14,12 +14,12 @@ from filelock import FileLock
 
 from isoflop import study as module
 from isoflop.campaign import Campaign, Machine
-from isoflop.campaign import _stoppable as stoppable
 from isoflop.design import Study, UserError, build, grid, select
 from isoflop.orchestration.job import execute, result
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Text
 from isoflop.study import main, parser
 from isoflop.training.distributed import Ranks
+from isoflop.watching import stoppable
 from models import ZOO, Config, GPT2Config, LlamaConfig
 
 

@@ -1,6 +1,10 @@
 """Does MLflow hold what happened, once, and does nothing wait for it?"""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from isoflop import tracking
+from isoflop import patience, tracking
 from isoflop.tracking import Tracker
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own deprecations are not ours
@@ -102,6 +106,103 @@ def test_nothing_waits_for_a_store_that_is_broken(tmp_path: Path) -> None:
     assert time.monotonic() - began < 1
     with pytest.raises(RuntimeError, match=r"MLflow at sqlite:.* failed"):
         tracker.close()
+
+
+def test_nothing_is_lost_while_a_server_is_away(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third call fails before it arrives; all that was tracked is there afterwards, once."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    real, count = MlflowClient.log_batch, 0
+
+    def flaky(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count % 3:
+            raise MlflowException("API request failed with exception: connection refused")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(tracking._Writer, "__init__", _patient(tracking._Writer.__init__))
+    tracker = Tracker(store, "away", tmp_path)
+    began = time.monotonic()
+    tracker.start("a", "away", {"width": 8}, {})
+    tracker.log("a", records(0, 1, 2))
+    assert time.monotonic() - began < 1, "nobody waits for it"
+    tracker.end("a", "finished", {"loss": 1.5}, [])
+    tracker.close()
+    (run,) = runs(store, "away")
+    assert run.info.status == "FINISHED" and run.data.params == {"width": "8"}
+    curve = MlflowClient(store).get_metric_history(run.info.run_id, "loss/training")
+    assert [(p.step, p.value) for p in curve] == [(0, 5.0), (1, 4.0), (2, 3.0)]
+    assert count == 9, "three calls, each at its third attempt"
+
+
+def _patient(begin: Any) -> Any:
+    """A database as patiently written as a server."""
+
+    def init(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.client.patience = 60.0
+
+    return init
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_and_comes_back_has_everything(tmp_path: Path) -> None:
+    """A real one, killed for a quarter of a minute in the middle of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    server = _serve(tmp_path, port)
+    tracker = Tracker(uri, "down", tmp_path)
+    tracker.start("a", "run", {}, {})
+    tracker.log("a", records(0))
+    tracker.wait()
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+    for step in (1, 2, 3):
+        tracker.log("a", records(step))
+    (tmp_path / "result.json").write_text("{}")
+    tracker.end("a", "finished", {"loss": 2.0}, [tmp_path / "result.json"])
+    time.sleep(15)
+    server = _serve(tmp_path, port)
+    try:
+        tracker.close()
+        (run,) = runs(uri, "down")
+        assert run.info.status == "FINISHED" and run.data.metrics["loss"] == 2.0
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri)
+        curve = client.get_metric_history(run.info.run_id, "loss/training")
+        assert [point.step for point in curve] == [0, 1, 2, 3]
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["result.json"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """MLflow's own server in a process group of its own, once it answers."""
+    words = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--port", str(port),
+             "--artifacts-destination", str(folder / "kept"), "--workers", "1"]  # fmt: skip
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *words], start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        try:
+            tracking.check(f"http://127.0.0.1:{port}")
+            return server
+        except ValueError:
+            assert server.poll() is None, "the server has ended"
+            time.sleep(0.5)
+    raise AssertionError("no server within three minutes")
 
 
 def test_a_server_that_is_not_there_is_said_at_once() -> None:

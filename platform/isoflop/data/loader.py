@@ -81,9 +81,13 @@ class Batches:
         share = self.rows // world
         first = step * self.rows + rank * share
         ids, documents = self._cut(np.arange(first, first + share, dtype=np.int64))
-        seeds = row_seeds(self.seed, step, rank * share, share)
-        phases = row_phases(self.seed, step, rank * share, share, self.rows)
-        return Rows(ids=ids, seeds=seeds, documents=documents, phases=phases)
+        place = self.seed, step, rank * share, share
+        return Rows(
+            ids=ids,
+            seeds=lambda: row_seeds(*place),
+            documents=documents,
+            phases=lambda: row_phases(*place, self.rows),
+        )
 
     def epochs(self, step: int) -> float:
         """How many times the tokens have been predicted before this step, on average."""
@@ -159,8 +163,13 @@ def windows(
     if count < 1:
         raise ValueError(f"count is {count}; an evaluation needs at least 1 window")
     ids, documents = frame(file, framing, context, stride).spread(count)
-    seeds, phases = row_seeds(0, 0, 0, len(ids)), row_phases(0, 0, 0, len(ids), len(ids))
-    return Rows(ids=ids, seeds=seeds, documents=documents, phases=phases)
+    place = 0, 0, 0, len(ids)
+    return Rows(
+        ids=ids,
+        seeds=lambda: row_seeds(*place),
+        documents=documents,
+        phases=lambda: row_phases(*place, len(ids)),
+    )
 
 
 def _own_seed(seed: int, index: int) -> int:

@@ -32,9 +32,10 @@ import torch
 
 from isoflop import __version__
 from isoflop.data import feed, tokenizers
-from isoflop.data.mixture import Mixed
+from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import Capturing, captures, write_references
+from isoflop.orchestration.mirror import Mirror
 from isoflop.rollouts.alarm import Raised
 from isoflop.run import Run
 from isoflop.training.checkpoint import write_json
@@ -59,6 +60,7 @@ class Job:
     prepared: Prepared | Mixed
     stop_file: Path  # exists when the study is asked to stop
     threads: int = 1  # of this process, on a CPU
+    mirror: Mirror | None = None  # where the folder is kept, if not on this machine's disk
     beside: bool = False  # rollouts are captured by another process (see `scribe`), not by this one
 
 
@@ -90,6 +92,9 @@ def execute(
     job.folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
     try:
+        if job.mirror:
+            texts = [part.folder for part in parts(job.prepared).values()]
+            job.mirror.begin(job.folder, texts)
         if ranks.leads:
             described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
             write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
@@ -110,6 +115,8 @@ def execute(
     values = {**values, **_circumstances(ranks, started)}
     if ranks.leads:
         write_json(job.folder / "result.json", values)
+        if job.mirror:
+            job.mirror.end(job.folder)
     return values
 
 
@@ -138,13 +145,17 @@ def _train(
     def stop() -> bool:
         return job.stop_file.exists() or (own is not None and own.stop())
 
-    hooks = Hooks(report=report, capture=capture, stop=stop)
+    saved = job.mirror.checkpoint if job.mirror else lambda path: None
+    hooks = Hooks(report=report, capture=capture, stop=stop, saved=saved)
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
     if ranks.leads:
         write_json(job.folder / "history.json", outcome.progress.history)
         if outcome.status == "finished":
-            tokenizers.save(tokenizer, _keep_newest(job.folder / "checkpoints"))
+            final = _keep_newest(job.folder / "checkpoints")
+            tokenizers.save(tokenizer, final)
+            if job.mirror:
+                job.mirror.checkpoint(final)
             if asked:
                 write_references(run, prepared, asked)
     return outcome, own.stopped if own else None

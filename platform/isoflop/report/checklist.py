@@ -30,6 +30,7 @@ EPOCHS = 4.0  # beyond, repeated tokens are worth less (Muennighoff et al. 2023)
 SEEDS, SCALES = 3, 2
 BESIDE = 2  # sizes on each side of an optimum
 NEAR = 0.05  # relative held-out error of the law
+BY_CHANCE = 0.01  # that a held-out loss may lie below the entropy of its text
 APART = 0.05  # of the reducible loss: loss curves that differ by more, where no seeds tell
 
 
@@ -183,6 +184,22 @@ def _cells_scales(runs: pd.DataFrame, axes: list[str], analysis: Analysis, cells
     return int(runs.loc[keys.isin(cells), scale].nunique())
 
 
+def _above_the_floor(table: pd.DataFrame, runs: pd.DataFrame, analysis: Analysis) -> Check:
+    name = "No run ends below the text's own entropy"
+    if "floor_bits_per_byte" not in runs or runs["floor_bits_per_byte"].isna().all():
+        return Check(name, "not applicable", "nobody knows this text's entropy",
+                     "data=known:0 is a text whose entropy is known exactly")  # fmt: skip
+    above = runs["bits_per_byte"] / runs["floor_bits_per_byte"] - 1
+    best = runs.iloc[int(above.to_numpy().argmin())]
+    evidence = (
+        f"{best.get('label', best['run'])} comes nearest: {best['bits_per_byte']:.4f} bits per "
+        f"byte, {above.min():+.1%} from the {best['floor_bits_per_byte']:.4f} of the text"
+    )
+    if above.min() < -BY_CHANCE:
+        return Check(name, "fail", evidence, "a model saw what it should predict: find the leak")
+    return Check(name, "pass", evidence)
+
+
 def _span_of_budgets(table: pd.DataFrame, runs: pd.DataFrame, analysis: Analysis) -> Check:
     name = f"Budgets span at least {DECADES:.0f} decades"
     low, high = float(runs["flops"].min()), float(runs["flops"].max())
@@ -331,6 +348,7 @@ def _span(values: pd.Series) -> str:
 
 Ask = Callable[[pd.DataFrame, pd.DataFrame, "Analysis"], Check]
 CHECKS: tuple[Ask, ...] = (
-    _sizes, _flops, _warmup, _decay, _tuned, _batch, _data, _noise, _span_of_budgets, _brackets,
-    _fit, _uncertainty, _held_out, _forms, _collapse, _failures, _released,
+    _sizes, _flops, _warmup, _decay, _tuned, _batch, _data, _above_the_floor, _noise,
+    _span_of_budgets, _brackets, _fit, _uncertainty, _held_out, _forms, _collapse, _failures,
+    _released,
 )  # fmt: skip

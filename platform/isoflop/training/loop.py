@@ -73,6 +73,7 @@ class Hooks:
     capture: Capture | None = None
     stop: Callable[[], bool] = lambda: False  # asked at each log; True ends the run at a checkpoint
     warn: Callable[[str], None] = print
+    saved: Callable[[Path], None] = lambda path: None  # a checkpoint is whole; on the leading rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +271,8 @@ class _Session:
     def _save(self, final: bool = False) -> None:
         if self.ranks.leads:
             optim = None if final else self.optim
-            checkpoint.save(self.folder, self.run, self.progress, self.model, optim)
+            path = checkpoint.save(self.folder, self.run, self.progress, self.model, optim)
+            self.hooks.saved(path)
         self.saved_at = time.monotonic()
 
     def _end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from isoflop import record
+from isoflop.benchmarks.orchestration import trainers
 from isoflop.campaign import Campaign, Machine
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, result
@@ -131,7 +132,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     def kill() -> None:
         while not killed:
             checkpoints = list(job.folder.glob("checkpoints/step-*/state.json"))
-            pids = [p for p in _trainers() if checkpoints]
+            pids = [p for p in trainers() if checkpoints]
             if pids:
                 killed.extend(pids)
                 for pid in pids:
@@ -155,30 +156,6 @@ def _often() -> object:
     from isoflop.run import Checkpoints
 
     return Checkpoints(seconds=0.2)
-
-
-def _trainers() -> list[int]:
-    """Processes of this test's cluster that carry out a trial, by the title that Ray gives them."""
-    titled = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ImplicitFunc.train" in (folder / "cmdline").read_bytes():
-                titled.append(int(folder.name))
-        except OSError:  # it has ended meanwhile
-            continue
-    return [pid for pid in titled if os.getpid() in _ancestors(pid)]
-
-
-def _ancestors(pid: int) -> list[int]:
-    found = []
-    while pid > 1:
-        try:
-            status = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            break
-        pid = int(next(line for line in status.splitlines() if line.startswith("PPid")).split()[1])
-        found.append(pid)
-    return found
 
 
 def test_a_stop_file_ends_the_study_at_checkpoints(

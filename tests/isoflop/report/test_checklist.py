@@ -55,6 +55,15 @@ def one(runs: pd.DataFrame, word: str) -> Check:
     return found[0]
 
 
+def test_a_loss_below_the_texts_entropy_is_a_leak() -> None:
+    runs = table().assign(bits_per_byte=lambda runs: runs["loss"] / 2)
+    assert one(runs, "own entropy").status == "not applicable"
+    least = runs["bits_per_byte"].min()
+    for floor, status in ((0.9 * least, "pass"), (1.005 * least, "pass"), (1.1 * least, "fail")):
+        found = one(runs.assign(floor_bits_per_byte=floor), "own entropy")
+        assert found.status == status and f"{floor:.4f} of the text" in found.evidence
+
+
 def test_a_careful_study_passes_everything_it_has_records_for() -> None:
     found = checks(table())
     failed = {name: check for name, check in found.items() if check.status == "fail"}
@@ -62,6 +71,7 @@ def test_a_careful_study_passes_everything_it_has_records_for() -> None:
     unknown = [name for name, check in found.items() if check.status == "not applicable"]
     assert unknown == [
         "Batches no larger than the gradient noise scale",  # not measured
+        "No run ends below the text's own entropy",  # not known
         "Loss curves of all scales collapse onto one",  # no curves were given
     ]
 

@@ -1,0 +1,240 @@
+"""What does orchestration add to a grid of short runs, and how soon does a killed run go on?
+
+The same grid is carried out by the ways in `contestants`, one after the other, each as a program
+of its own: wall time from its start to the last result, and to its exit (isoflop then has its
+report and its tracking too). Ratios are to the plain loop of the same round: machines have moods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.benchmarks.contestants import WAYS, base, campaign
+from isoflop.campaign import Machine
+from isoflop.orchestration.cluster import Resources, cluster
+from isoflop.orchestration.job import Job
+from isoflop.orchestration.points import run_points, slots
+from isoflop.plan import throughput
+from isoflop.run import Checkpoints, Run
+from isoflop.training.loop import Record
+from models.interface import Config
+
+ATTACHED = "isoflop, attached"
+GOALS = {"isoflop": 1.35, ATTACHED: 1.10}  # of the plain loop
+WAIT_SECONDS = 300.0  # for a killed run to go on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Wall seconds of one way, and when each run began and ended in them."""
+
+    trained: float  # to the last result
+    ended: float  # to the program's exit
+    spans: list[tuple[float, float]]
+    processes: int
+
+    @property
+    def training(self) -> float:
+        """The runs themselves, spread evenly over the processes."""
+        return sum(end - start for start, end in self.spans) / self.processes
+
+    @property
+    def further(self) -> float:
+        """What each run adds beyond itself, once the first has begun."""
+        first = min(start for start, _ in self.spans)
+        return (self.trained - first - self.training) * self.processes / len(self.spans)
+
+
+def show(points: int, seconds: float, rounds: int) -> int:
+    """Measure everything and print it; 1 if a way failed."""
+    if points < 2 or seconds <= 0 or rounds < 1:
+        raise ValueError(
+            f"--points {points} --seconds {seconds} --rounds {rounds}: at least 2 points, 1 round, "
+            "and a time above 0"
+        )
+    at_once = len(os.sched_getaffinity(0))
+    tokens = _tokens(seconds)
+    print(f"{points} runs of about {seconds:g} s, {at_once} at once ...", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Path(folder)
+        campaign(1, tokens, Machine(storage=storage))  # the text is prepared before any clock runs
+        took = [_round(storage / str(k), points, tokens, at_once) for k in range(rounds)]
+        _print(took, points)
+        _tracking(storage / "0" / "plain", storage, seconds)
+        with _standing(at_once) as (resources, _):
+            _recovery(storage, 8 * tokens, resources)
+    return 0
+
+
+def _tokens(seconds: float) -> int:
+    """So many that a run of the grid takes about `seconds` on one core of this machine."""
+    shared = base()
+    model: Config = shared["model"]
+    batch: int = shared["batch_tokens"]
+    rate = throughput([Run(**shared, tokens=batch)])[model]
+    return max(batch, int(rate / model.flops_per_token().training * seconds))
+
+
+@contextmanager
+def _standing(at_once: int) -> Iterator[tuple[Resources, str]]:
+    """A cluster of this process, and its address for others."""
+    import ray
+
+    with cluster(None, cpus=at_once) as resources:
+        yield resources, str(ray.get_runtime_context().gcs_address)
+
+
+def _round(folder: Path, points: int, tokens: int, at_once: int) -> dict[str, Took]:
+    took = {way: _take(folder / way, way, points, tokens, at_once) for way in WAYS}
+    with _standing(at_once) as (_, address):
+        took[ATTACHED] = _take(folder / "attached", "isoflop", points, tokens, at_once, address)
+    return took
+
+
+def _take(storage: Path, way: str, points: int, tokens: int, at_once: int, *address: str) -> Took:
+    storage.mkdir(parents=True)
+    (storage / "data").symlink_to(storage.parents[1] / "data")
+    words = [way, str(storage), str(points), str(tokens), str(at_once), *address]
+    began = time.time()
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop.benchmarks.contestants", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    ended = time.time() - began
+    results = [json.loads(path.read_text()) for path in storage.glob("bench/runs/*/result.json")]
+    if done.returncode or len(results) != points:
+        raise RuntimeError(f"{way} trained {len(results)} of {points} runs:\n{done.stderr[-3000:]}")
+    spans = [(values["started"] - began, values["ended"] - began) for values in results]
+    return Took(
+        trained=max(end for _, end in spans), ended=ended, spans=spans,
+        processes=at_once,
+    )  # fmt: skip
+
+
+def _print(rounds: list[dict[str, Took]], points: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("way")
+    for name in ("first run", "all runs", "exit", "of plain", "goal", "a further run", "runs' own"):
+        table.add_column(name, justify="right")
+    for way in rounds[0]:
+        mine = [took[way] for took in rounds]
+        ratio = statistics.median(took[way].trained / took["plain"].trained for took in rounds)
+        first = statistics.median(min(start for start, _ in took.spans) for took in mine)
+        trained, ended, further, own = (
+            statistics.median(getattr(took, name) for took in mine)
+            for name in ("trained", "ended", "further", "training")
+        )
+        table.add_row(
+            way, f"{first:.1f} s", f"{trained:.1f} s", f"{ended:.1f} s", f"{ratio:.2f}",
+            f"{GOALS[way]:.2f}" if way in GOALS else "", f"{further:.2f} s", f"{own:.1f} s",
+        )  # fmt: skip
+    Console(width=max(100, Console().width)).print(table)
+
+
+def _tracking(folder: Path, storage: Path, seconds: float) -> None:
+    """MLflow's calls for the records of the grid's runs: how many a second, and their share."""
+    from isoflop.tracking import Tracker
+
+    histories = [json.loads(path.read_text()) for path in folder.glob("bench/runs/*/history.json")]
+    tracker = Tracker(f"sqlite:///{storage / 'calls.db'}", "bench", storage / "artifacts")
+    tracker.start("warm", "warm", {}, {})  # mlflow's import and the schema are paid once a study
+    tracker.wait()
+    before, cpu, began = tracker.calls, time.process_time(), time.perf_counter()
+    for key, history in enumerate(histories):
+        tracker.start(str(key), str(key), {"seed": key}, {})
+        for record in history:
+            tracker.log(str(key), [record])
+        tracker.end(str(key), "finished", {"loss": history[-1]["val/loss"]}, [])
+    tracker.wait()
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    calls, runs = tracker.calls - before, len(histories)
+    tracker.close()
+    print(
+        f"MLflow: {calls} calls in {wall:.1f} s, {calls / wall:.0f} a second; {cpu / runs:.3f} "
+        f"CPU s a run, {cpu / runs / seconds:.1%} of {seconds:g} s (goal: under 2 %)"
+    )
+
+
+@dataclass
+class _Killer:
+    """A watcher that kills the trial's process once it has saved, and sees when it goes on."""
+
+    job: Job
+    killed: float | None = None
+    back: float | None = None
+
+    def started(self, job: Job) -> None: ...
+
+    def progressed(self, job: Job, records: list[Record]) -> None:
+        if self.killed is not None and self.back is None:
+            self.back = time.monotonic()
+
+    def ended(self, job: Job, result: dict[str, Any]) -> None: ...
+
+    def kill(self) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            saved = list(self.job.folder.glob("checkpoints/step-*/state.json"))
+            pids = trainers() if saved else []
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            if pids:
+                self.killed = time.monotonic()
+                return
+            time.sleep(0.05)
+
+
+def _recovery(storage: Path, tokens: int, resources: Resources) -> None:
+    """From SIGKILL of the process that trains to the first record after it."""
+    made = campaign(1, tokens, Machine(storage=storage / "recovery"))
+    (job,) = made.chosen
+    job = replace(job, run=replace(job.run, checkpoints=Checkpoints(seconds=0.2)))
+    killer = _Killer(job)
+    thread = threading.Thread(target=killer.kill, daemon=True)
+    thread.start()
+    run_points([job], slots(resources, 1, 1), storage / "ray", killer)
+    thread.join()
+    if killer.killed is None or killer.back is None:
+        print("recovery: the run ended before it could be killed; give it more --seconds")
+        return
+    print(f"recovery: {killer.back - killer.killed:.1f} s from kill -9 to the next record")
+
+
+def trainers() -> list[int]:
+    """This process's descendants that carry out a trial, by the title that Ray gives them."""
+    titled = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ImplicitFunc.train" in (folder / "cmdline").read_bytes():
+                titled.append(int(folder.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return [pid for pid in titled if os.getpid() in _ancestors(pid)]
+
+
+def _ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            break
+        pid = int(next(line for line in status.splitlines() if line.startswith("PPid")).split()[1])
+        found.append(pid)
+    return found
