@@ -78,13 +78,14 @@ class Progress:
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         self.running.pop(job.run.identity, None)
         self.results[job.run.identity] = result
+        for warning in result.get("warnings", []):
+            self._say(f"{job.label}: {warning}")
         if result["status"] in ("failed", "diverged"):
-            self.console.print(
-                f"{job.label}: {result['status']} ({result.get('error')})",
-                markup=False,
-                soft_wrap=True,  # one line in a log, whatever its width
-            )
+            self._say(f"{job.label}: {result['status']} ({result.get('error')})")
         self._speak()
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)  # one line in a log, however wide
 
     def _speak(self) -> None:
         """One plain line per half minute, where there is no terminal to draw on."""

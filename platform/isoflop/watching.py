@@ -56,7 +56,8 @@ class Tracked:
 
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         summary = {name: result.get(name) for name in record.RESULTS}
-        files = [job.folder / name for name in ("run.json", "result.json", "rollouts")]
+        names = ("run.json", "result.json", "rollouts", "traceback.txt")
+        files = [job.folder / name for name in names]
         if result.get("error"):
             summary["error"] = result["error"]
         self.tracker.end(job.run.identity, result["status"], summary, files)

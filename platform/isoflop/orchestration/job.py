@@ -6,6 +6,7 @@ folder:
     run.json          the resolved run, its identity, the study's axes
     checkpoints/      the newest ones while it runs, the weights and the tokenizer at the end
     rollouts/         one parquet file per capture
+    traceback.txt     of the error that ended it, if one did
     history.json      every logged record
     result.json       how it ended; written last, so a run with a final result is a finished one
 
@@ -86,13 +87,15 @@ def execute(
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
     """
     settle(job.threads)
-    job.folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
+    warnings: list[str] = []
     try:
+        job.folder.mkdir(parents=True, exist_ok=True)
         if ranks.leads:
+            (job.folder / "traceback.txt").unlink(missing_ok=True)
             described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
             write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
-        outcome = _train(job, ranks, report, beside)
+        outcome = _train(job, ranks, report, beside, warnings.append)
         values = _summary(job, outcome)
         if outcome.status == "finished":
             values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
@@ -104,9 +107,24 @@ def execute(
             "error": _last_line(error),
             "traceback": traceback.format_exc(),
         }
-    values = {**values, **_circumstances(ranks, started)}
-    if ranks.leads:
+    values = {**values, **_circumstances(ranks, started), "warnings": warnings}
+    return conclude(job, values) if ranks.leads else values
+
+
+def conclude(job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """Write a job's result down, and its traceback beside it, and return the result.
+
+    What cannot be written (the disk is full) was not finished: it is a failure, in words only, and
+    the same command does it again.
+    """
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if "traceback" in values:
+            (job.folder / "traceback.txt").write_text(values["traceback"])
         write_json(job.folder / "result.json", values)
+    except OSError as error:
+        why = values.get("error") or _last_line(error)
+        return {**values, "status": "failed", "error": why}
     return values
 
 
@@ -115,6 +133,7 @@ def _train(
     ranks: Ranks,
     report: Callable[[list[Record]], None],
     beside: Callable[[Job, Ranks], Capture] | None,
+    warn: Callable[[str], None],
 ) -> Outcome:
     prepared, run = job.prepared, job.run
     tokenizer = prepared.tokenizer()
@@ -129,7 +148,7 @@ def _train(
     capture: Capture | None = Capturing(run, asked, ranks) if asked else None
     if asked and job.beside and beside is not None:
         capture = beside(job, ranks)
-    hooks = Hooks(report=report, capture=capture, stop=job.stop_file.exists)
+    hooks = Hooks(report=report, capture=capture, stop=job.stop_file.exists, warn=warn)
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
     if ranks.leads:
