@@ -57,7 +57,7 @@ ALLOWED = {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",
     },
-    "study": {"run", "design", "campaign", "upcoming"},
+    "study": {"run", "design", "campaign", "upcoming", "watching"},
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",
         "orchestration", "rollouts", "scaling", "exchange", "tracking", "models",

@@ -14,6 +14,7 @@ Whatever has a final result is never run again, so the same command resumes, ext
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import textwrap
@@ -35,11 +36,13 @@ from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
 from isoflop.progress import Progress, duration
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
+from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.step import has_bfloat16
-from isoflop.watching import Both, Fetched, Tracked, alone, stoppable
+from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
 LOCAL = ("runs", "ray", "stop", "lock")  # of a study's folder: not for the driver to write back
+PLAN = "plan.json"  # in a study's folder: the seconds that `--plan` gave each run, by identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ class Campaign:
     jobs: list[Job]  # every point of the study, under this command's overrides
     chosen: list[Job]  # those that --only keeps
     preregister: bool = False  # predict the largest budget before it starts
+    limits: Limits = NONE
 
     @property
     def folder(self) -> Path:
@@ -117,9 +121,11 @@ class Campaign:
         """Print every run that is left to do, and what all of them cost; start nothing."""
         from isoflop.plan import show
 
-        show(
-            self.chosen, record.unfinished(self.chosen), self.machine.workers, self.machine.at_once
-        )
+        left = record.unfinished(self.chosen)
+        price = self.limits.price
+        seconds = show(self.chosen, left, self.machine.workers, self.machine.at_once, price)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / PLAN, seconds)
 
     def smoke(self) -> None:
         """Two steps of the smallest point, in this process, in a folder that is thrown away."""
@@ -207,8 +213,12 @@ class Campaign:
                     resources = stack.enter_context(cluster(self.machine.address))
                     share = slots(resources, self.machine.workers, self.machine.at_once)
                 print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
-                progress = stack.enter_context(Progress(left, done))
-                watcher = Both(Fetched(self.machine.mirror), progress, Tracked(tracker, self.study))
+                price = self.limits.price
+                progress = stack.enter_context(Progress(left, done, price=price))
+                limited = stack.enter_context(Limited(self.limits, self.folder / "stop"))
+                watcher = Both(
+                    Fetched(self.machine.mirror), progress, limited, Tracked(tracker, self.study)
+                )
                 for stage in preregister.stages(self, left) if self.preregister else [left]:
                     run_points(stage, share, self.folder / "ray", watcher)
                     if (self.folder / "stop").exists():
@@ -219,7 +229,8 @@ class Campaign:
         if (self.folder / "stop").exists():
             _close(tracker)
             return True
-        print(_spent(self.chosen, time.monotonic() - began, share.at_once))
+        print(_spent(self.chosen, time.monotonic() - began, self.limits.price))
+        print(_against_plan(self.folder, left), end="")
         self.report()
         self._track_study(tracker)
         return False
@@ -346,7 +357,29 @@ def _import_report() -> None:
     from isoflop.report import page  # noqa: F401
 
 
-def _spent(jobs: list[Job], wall: float, at_once: int) -> str:
+def _against_plan(folder: Path, trained: list[Job]) -> str:
+    """What `--plan` had said of the runs that were trained, beside what they took; "" without."""
+    try:
+        planned = json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError):
+        return ""
+    both = [(planned[job.run.identity], result(job.folder) or {}) for job in trained
+            if job.run.identity in planned]  # fmt: skip
+    pairs = [
+        (said, values["seconds"] + values["evaluation_seconds"])
+        for said, values in both
+        if values.get("status") == "finished"
+    ]
+    if not pairs:
+        return ""
+    said, took = (sum(column) for column in zip(*pairs, strict=True))
+    return (
+        f"planned {duration(said)} for training and evaluating {len(pairs)} runs one by one; it "
+        f"took {duration(took)}, {took / max(said, 1e-9):.2f} times that\n"
+    )
+
+
+def _spent(jobs: list[Job], wall: float, price: float | None) -> str:
     """One line on where the time went: training, evaluation, capture, and everything else."""
     results = [result(job.folder) or {} for job in jobs]
     parts = {
@@ -355,6 +388,8 @@ def _spent(jobs: list[Job], wall: float, at_once: int) -> str:
     }
     shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
     capture = parts["rollouts"] / max(1e-9, parts["training"])
+    cost = "" if price is None else f" for {wall / 3600 * price:.2f} dollars"
     return (
-        f"done in {duration(wall)} ({shares} of processor time; rollouts {capture:.1%} of training)"
+        f"done in {duration(wall)}{cost} ({shares} of processor time; "
+        f"rollouts {capture:.1%} of training)"
     )

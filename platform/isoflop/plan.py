@@ -25,8 +25,12 @@ from models.interface import Config
 LARGEST_STEP = 2e11  # FLOPs of a step worth trying out here; larger models are extrapolated
 
 
-def show(jobs: list[Job], left: list[Job], workers: int, at_once: int | None) -> None:
-    """Print the table of `jobs` and the cost of those that are `left`."""
+def show(
+    jobs: list[Job], left: list[Job], workers: int, at_once: int | None, price: float | None = None
+) -> dict[str, float]:
+    """Print the table of `jobs` and the cost of those that are `left`, in dollars too if there is a
+    `price` per hour of this machine. Returns the seconds of every job on one core, by identity.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -54,10 +58,12 @@ def show(jobs: list[Job], left: list[Job], workers: int, at_once: int | None) ->
     at_once = at_once or max(1, (os.cpu_count() or 1) // workers)
     wall = makespan([seconds[name] for name in waiting], at_once) / workers
     total = sum(float(job.run.training_flops) for job in left)
+    cost = "" if price is None else f" and {wall / 3600 * price:.2f} dollars"
     print(
-        f"{len(left)} of {len(jobs)} runs to train: {short(total)} FLOPs, about {duration(wall)} "
-        f"with {at_once} at once on this machine's processors. Nothing has been started."
+        f"{len(left)} of {len(jobs)} runs to train: {short(total)} FLOPs, about {duration(wall)}"
+        f"{cost} with {at_once} at once on this machine's processors. Nothing has been started."
     )
+    return seconds
 
 
 def throughput(runs: Iterable[Run]) -> dict[Config, float]:

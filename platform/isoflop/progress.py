@@ -40,12 +40,16 @@ class Progress:
     """Watches the jobs of one study and shows them. Use as a context manager."""
 
     def __init__(
-        self, jobs: list[Job], finished_before: int, console: Console | None = None
+        self,
+        jobs: list[Job],
+        finished_before: int,
+        console: Console | None = None,
+        price: float | None = None,  # dollars per hour of all that the study runs on
     ) -> None:
         from rich.console import Console
 
         self.console = console or Console()
-        self.jobs, self.before = jobs, finished_before
+        self.jobs, self.before, self.price = jobs, finished_before, price
         self.flops = {job.run.identity: float(job.run.training_flops) for job in jobs}
         self.running: dict[str, _Running] = {}
         self.results: dict[str, dict[str, Any]] = {}
@@ -78,13 +82,14 @@ class Progress:
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         self.running.pop(job.run.identity, None)
         self.results[job.run.identity] = result
+        for warning in result.get("warnings", []):
+            self._say(f"{job.label}: {warning}")
         if result["status"] in ("failed", "diverged", "alarmed"):
-            self.console.print(
-                f"{job.label}: {result['status']} ({result.get('error')})",
-                markup=False,
-                soft_wrap=True,  # one line in a log, whatever its width
-            )
+            self._say(f"{job.label}: {result['status']} ({result.get('error')})")
         self._speak()
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)  # one line in a log, however wide
 
     def _speak(self) -> None:
         """One plain line per half minute, where there is no terminal to draw on."""
@@ -98,6 +103,8 @@ class Progress:
         done = self.before + len(self.results)
         left = self._seconds_left()
         ending = "" if left is None else f", about {duration(left)} left"
+        if self.price is not None:
+            ending += f", {(time.monotonic() - self.began) / 3600 * self.price:.2f} dollars so far"
         return f"{done} of {self.before + len(self.jobs)} runs done{ending}"
 
     def _seconds_left(self) -> float | None:

@@ -52,10 +52,9 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 def _dispatch(study: Study, options: argparse.Namespace) -> int:
     from isoflop.campaign import Campaign, Machine
+    from isoflop.watching import Limits
 
-    asked = [
-        name for name in ("go", "target", "spend", "price") if getattr(options, name) is not None
-    ]
+    asked = [name for name in ("go", "target", "spend") if getattr(options, name) is not None]
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
     machine = Machine.at(
@@ -70,8 +69,11 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
         machine.fetch(study.name)
         study = extended(study, machine.storage)
         chosen = select(study, options.only)
+    limits = Limits(
+        hours=options.max_hours, cost=options.max_cost, flops=options.max_flops, price=options.price
+    )
     campaign = Campaign.prepare(study, machine, chosen, options.set, quiet=options.print_config)
-    campaign = replace(campaign, preregister=options.preregister)
+    campaign = replace(campaign, preregister=options.preregister, limits=limits)
     return _act(campaign, options)
 
 
@@ -132,6 +134,7 @@ def parser(study: Study) -> argparse.ArgumentParser:
         help="train the largest budget last, its loss predicted and written down before",
     )
     _next_options(text.add_argument_group("with --next"))
+    _limit_options(text.add_argument_group("limits of this command; the same one goes on later"))
     which = text.add_argument_group("which points")
     which.add_argument(
         "--only", action="append", default=[], metavar="AXIS=VALUE",
@@ -184,9 +187,20 @@ def _next_options(add: argparse._ArgumentGroup) -> None:
         "--spend", type=float, metavar="C",
         help="at most so many FLOPs, or dollars with a price (default: as much as so far)",
     )  # fmt: skip
+
+
+def _limit_options(add: argparse._ArgumentGroup) -> None:
+    for name, unit, help in (
+        ("hours", "H", "stop at checkpoints after so long"),
+        ("cost", "DOLLARS", "stop when so much is spent at --price"),
+        ("flops", "C", "stop when so many are trained"),
+    ):
+        add.add_argument(f"--max-{name}", type=float, metavar=unit, help=help)
     add.add_argument(
-        "--price", type=float, metavar="DOLLARS", help="per hour of this machine: rank by dollars"
-    )
+        "--price", type=float, metavar="DOLLARS",
+        help="per hour of all that it runs on: --plan and the live table show dollars, --next "
+        "ranks by them",
+    )  # fmt: skip
 
 
 __all__ = ["Grid", "Point", "Study", "UserError", "grid", "main"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +16,7 @@ from isoflop import record, tracking
 from isoflop.design import Study, UserError
 from isoflop.orchestration.job import Job
 from isoflop.orchestration.mirror import Mirror, not_checkpoints
+from isoflop.progress import duration
 from isoflop.training.loop import Record
 
 
@@ -74,10 +77,97 @@ class Tracked:
 
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         summary = {name: result.get(name) for name in record.RESULTS}
-        files = [job.folder / name for name in ("run.json", "result.json", "rollouts")]
+        names = ("run.json", "result.json", "rollouts", "traceback.txt")
+        files = [job.folder / name for name in names]
         if result.get("error"):
             summary["error"] = result["error"]
         self.tracker.end(job.run.identity, result["status"], summary, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one command may spend. `price`: dollars per hour of all that it runs on."""
+
+    hours: float | None = None
+    cost: float | None = None  # dollars
+    flops: float | None = None
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("hours", "cost", "flops"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--max-{name} is {value}; it must be above 0")
+        if self.price is not None and not self.price > 0:
+            raise UserError(f"--price is {self.price}; it must be above 0")
+        if self.cost is not None and self.price is None:
+            raise UserError("--max-cost needs --price, in dollars per hour of this machine")
+
+    @property
+    def seconds(self) -> float | None:
+        """The time that hours and dollars allow."""
+        hours = [] if self.hours is None else [self.hours]
+        if self.cost is not None and self.price is not None:
+            hours.append(self.cost / self.price)
+        return 3600 * min(hours) if hours else None
+
+
+NONE = Limits()
+
+
+class Limited:
+    """A watcher that asks the study to stop, as Ctrl-C does, once a limit is reached.
+
+    Time counts by the clock from `with` on, whether or not anything is heard of the runs; FLOPs are
+    those trained by this command, not what a resumed run had behind it.
+    """
+
+    def __init__(self, limits: Limits, stop_file: Path) -> None:
+        self.limits, self.stop_file = limits, stop_file
+        self.before: dict[str, float] = {}  # FLOPs of a run when this command first heard of it
+        self.now: dict[str, float] = {}
+        seconds = limits.seconds
+        self.timer = None if seconds is None else threading.Timer(seconds, self._late)
+
+    def __enter__(self) -> Limited:
+        if self.timer:
+            self.timer.daemon = True
+            self.timer.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.timer:
+            self.timer.cancel()
+
+    @property
+    def flops(self) -> float:
+        return sum(self.now[name] - self.before[name] for name in self.now)
+
+    def started(self, job: Job) -> None: ...
+
+    def progressed(self, job: Job, records: list[Record]) -> None:
+        name = job.run.identity
+        first = records[0]["flops"]
+        # A run that goes on is first heard of at its first record after the checkpoint.
+        self.before.setdefault(name, first if records[0]["step"] > 0 else 0.0)
+        self.now[name] = max(self.now.get(name, 0.0), records[-1]["flops"])
+        if self.limits.flops is not None and self.flops >= self.limits.flops:
+            self._stop(f"{self.flops:.3g} FLOPs are trained")
+
+    def ended(self, job: Job, result: dict[str, Any]) -> None: ...
+
+    def _late(self) -> None:
+        seconds = self.limits.seconds or 0.0
+        price = self.limits.price
+        cost = "" if price is None else f" ({seconds / 3600 * price:.2f} dollars)"
+        self._stop(f"{duration(seconds)}{cost} have passed")
+
+    def _stop(self, why: str) -> None:
+        if not self.stop_file.exists():
+            self.stop_file.touch()
+            print(
+                f"\nstopping at a limit: {why}; the running points write a checkpoint", flush=True
+            )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -193,7 +194,14 @@ def test_plan_prints_and_starts_nothing(
     assert "llama width=16 flops=1e8" in shown.out
     assert "width=8" not in shown.out
     assert shown.err == ""
-    assert os.listdir(storage) == ["data"], "only the prepared text is kept"
+    assert sorted(os.listdir(storage)) == ["data", "small"]
+    assert os.listdir(storage / "small") == ["plan.json"], "what was said, to be held against it"
+
+
+def test_plan_tells_dollars(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--plan", "--only", "width=8", "--price", "3600") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"about \d+ s and \d+\.\d\d dollars with", shown)
 
 
 def test_print_config_is_json_that_gives_the_runs_back(
@@ -315,6 +323,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "shares": (["--workers", "3"], "a batch of 4 rows cannot be shared equally by 3 workers"),
     "at once": (["--at-once", "-2"], "--at-once is -2"),
     "storage": (["--storage", "FILE"], "a-file"),
+    "hours": (["--max-hours", "0"], "--max-hours is 0.0; it must be above 0"),
+    "cost": (["--max-cost", "5"], "--max-cost needs --price"),
+    "price": (["--price", "-1"], "--price is -1.0"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Resources:
     cpus: int
     gpus: int
 
+
+GONE_SECONDS = 60.0  # for Ray to see that a node is gone
 
 # Ray reads these when it starts; facts behind each in the comment.
 ENVIRONMENT = {
@@ -84,6 +87,34 @@ def _resources() -> Resources:
 
     found = ray.cluster_resources()
     return Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
+
+
+def left(gpu: bool) -> int:
+    """Cores (or GPUs) of the nodes that still answer, once Ray too knows of those that do not.
+
+    Ray takes a node for alive until it has missed five checks, some 15 s, and would place workers
+    on it meanwhile; whether its raylet can be reached is known at once.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    answering = {node["NodeID"]: node for node in nodes if _answers(node)}
+    deadline = time.monotonic() + GONE_SECONDS
+    while time.monotonic() < deadline:
+        if {node["NodeID"] for node in ray.nodes() if node["Alive"]} <= set(answering):
+            break
+        time.sleep(0.5)
+    kind = "GPU" if gpu else "CPU"
+    return int(sum(node["Resources"].get(kind, 0) for node in answering.values()))
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    try:
+        place = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        socket.create_connection(place, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _start(cpus: int | None, options: dict[str, Any]) -> None:

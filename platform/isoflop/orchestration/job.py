@@ -6,6 +6,7 @@ folder:
     run.json          the resolved run, its identity, the study's axes
     checkpoints/      the newest ones while it runs, the weights and the tokenizer at the end
     rollouts/         one parquet file per capture
+    traceback.txt     of the error that ended it, if one did
     history.json      every logged record
     result.json       how it ended; written last, so a run with a final result is a finished one
 
@@ -89,16 +90,18 @@ def execute(
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
     """
     settle(job.threads)
-    job.folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
+    warnings: list[str] = []
     try:
+        job.folder.mkdir(parents=True, exist_ok=True)
         if job.mirror:
             texts = [part.folder for part in parts(job.prepared).values()]
             job.mirror.begin(job.folder, texts)
         if ranks.leads:
+            (job.folder / "traceback.txt").unlink(missing_ok=True)
             described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
             write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
-        outcome, alarm = _train(job, ranks, report, beside)
+        outcome, alarm = _train(job, ranks, report, beside, warnings.append)
         values = _summary(job, outcome)
         if outcome.status == "stopped" and alarm is not None:
             values |= {"status": "alarmed", "error": str(alarm)}
@@ -112,11 +115,26 @@ def execute(
             "error": _last_line(error),
             "traceback": traceback.format_exc(),
         }
-    values = {**values, **_circumstances(ranks, started)}
-    if ranks.leads:
+    values = {**values, **_circumstances(ranks, started), "warnings": warnings}
+    return conclude(job, values) if ranks.leads else values
+
+
+def conclude(job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """Write a job's result down, and its traceback beside it, and return the result.
+
+    What cannot be written (the disk is full) was not finished: it is a failure, in words only, and
+    the same command does it again.
+    """
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if "traceback" in values:
+            (job.folder / "traceback.txt").write_text(values["traceback"])
         write_json(job.folder / "result.json", values)
         if job.mirror:
             job.mirror.end(job.folder)
+    except OSError as error:
+        why = values.get("error") or _last_line(error)
+        return {**values, "status": "failed", "error": why}
     return values
 
 
@@ -125,6 +143,7 @@ def _train(
     ranks: Ranks,
     report: Callable[[list[Record]], None],
     beside: Callable[[Job, Ranks], Capture] | None,
+    warn: Callable[[str], None],
 ) -> tuple[Outcome, Raised | None]:
     """How the training ended, and the alarm that stopped it."""
     prepared, run = job.prepared, job.run
@@ -146,7 +165,7 @@ def _train(
         return job.stop_file.exists() or (own is not None and own.stop())
 
     saved = job.mirror.checkpoint if job.mirror else lambda path: None
-    hooks = Hooks(report=report, capture=capture, stop=stop, saved=saved)
+    hooks = Hooks(report=report, capture=capture, stop=stop, saved=saved, warn=warn)
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
     if ranks.leads:

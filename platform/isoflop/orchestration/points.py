@@ -17,14 +17,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from isoflop.orchestration.cluster import Resources
-from isoflop.orchestration.job import Job, execute, result
+from isoflop.orchestration.cluster import Resources, left
+from isoflop.orchestration.job import Job, conclude, execute, result
 from isoflop.orchestration.scribe import beside
-from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 
@@ -127,33 +126,57 @@ def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
 
 
 def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, store: Path) -> None:
-    """The trial of a run with several workers: a Ray Train group does the work."""
+    """The trial of a run with several workers: a Ray Train group does the work.
+
+    A group that dies is started again from the run's checkpoint: with as many workers, or with as
+    many as the machines that are left can hold. The global batch stays, shared by fewer.
+    """
     from ray import train, tune
+
+    job = jobs[config["run"]]
+    for attempt in range(RESTARTS + 1):
+        try:
+            _fit_group(job, slots, store)
+            break
+        except train.TrainingFailedError as error:
+            if attempt == RESTARTS:
+                failed(job, f"{type(error).__name__}: {error}")
+                break
+            workers = fitting(job.run.rows, slots.workers, left(slots.gpu))
+            slots = replace(slots, workers=workers)
+    tune.report({"records": [], "result": result(job.folder) or failed(job, "workers vanished")})
+
+
+def _fit_group(job: Job, slots: Slots, store: Path) -> None:
+    """Start the group and wait for it. Raises TrainingFailedError if one of its processes dies."""
+    from ray import train
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job = jobs[config["run"]]
-    try:
-        TorchTrainer(
-            _train_worker,
-            train_loop_config={"job": job},
-            scaling_config=train.ScalingConfig(
-                num_workers=slots.workers, use_gpu=slots.gpu, resources_per_worker=slots.bundle
+    TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=train.ScalingConfig(
+            num_workers=slots.workers, use_gpu=slots.gpu, resources_per_worker=slots.bundle
+        ),
+        run_config=train.RunConfig(
+            # New for each start: the run's own checkpoints say where to go on, not Train's.
+            name=f"{job.run.identity}-{time.time_ns()}",
+            storage_path=str(store.absolute()),
+            callbacks=[TuneReportCallback()],
+            # Train itself would start as many workers again, on nodes that it takes to be alive.
+            failure_config=train.FailureConfig(
+                max_failures=0,
+                controller_failure_limit=3,  # the default retries for ever
             ),
-            run_config=train.RunConfig(
-                # New for each start: the run's own checkpoints say where to go on, not Train's.
-                name=f"{config['run']}-{time.time_ns()}",
-                storage_path=str(store.absolute()),
-                callbacks=[TuneReportCallback()],
-                failure_config=train.FailureConfig(
-                    max_failures=RESTARTS,
-                    controller_failure_limit=3,  # the default retries for ever
-                ),
-            ),
-        ).fit()
-    except train.TrainingFailedError as error:
-        failed(job, f"{type(error).__name__}: {error}")
-    tune.report({"records": [], "result": result(job.folder) or failed(job, "workers vanished")})
+        ),
+    ).fit()
+
+
+def fitting(rows: int, workers: int, units: int) -> int:
+    """The most workers, at most as many as before, that `units` cores or GPUs hold and that can
+    share a batch of `rows` equally; 1 if nothing is left, since a node may come back."""
+    return max(n for n in range(1, workers + 1) if n == 1 or (n <= units and rows % n == 0))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -187,9 +210,7 @@ class _Buffered:
 def failed(job: Job, error: str) -> dict[str, Any]:
     """Write down that a job's processes died too often, and return that result."""
     values = {"status": "failed", "error": error.splitlines()[0][:500], "traceback": error}
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_json(job.folder / "result.json", values)
-    return values
+    return conclude(job, values)
 
 
 def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple[Any, Any]:

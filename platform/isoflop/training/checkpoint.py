@@ -49,10 +49,36 @@ def save(
     optimizer: torch.optim.Optimizer | None,
 ) -> Path:
     """Write `folder/step-N`, atomically, and drop all but the newest `KEPT`. Without an optimizer
-    it is a final checkpoint: enough to sample and evaluate, not to go on training."""
+    it is a final checkpoint: enough to sample and evaluate, not to go on training.
+
+    Raises OSError where it cannot be written, and leaves nothing of it behind: the disk may be
+    full, and what the other runs need.
+    """
     target = folder / _name(progress.step)
     partial = folder / f".{target.name}.{os.getpid()}"
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        _fill(partial, run, progress, model, optimizer)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # its word for what the system would not write
+            raise OSError(f"checkpoint {target} cannot be written: {error}") from error
+        raise
+    if target.exists():  # the same step again, after a resume: the same bits
+        shutil.rmtree(target)
+    partial.rename(target)
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return target
+
+
+def _fill(
+    partial: Path,
+    run: Run,
+    progress: Progress,
+    model: Model,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
     save_model(model, str(partial / "model.safetensors"))  # stores tied weights once
     if optimizer is not None:
         save_file(_flatten(optimizer), partial / "optimizer.safetensors")
@@ -65,12 +91,6 @@ def save(
         "tokenizer": {"name": run.data.tokenizer, "fingerprint": run.data.fingerprint},
     }
     write_json(partial / "state.json", state)
-    if target.exists():  # the same step again, after a resume: the same bits
-        shutil.rmtree(target)
-    partial.rename(target)
-    for old in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(old)
-    return target
 
 
 def load(

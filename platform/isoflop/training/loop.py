@@ -269,10 +269,18 @@ class _Session:
             self._save()
 
     def _save(self, final: bool = False) -> None:
+        """On the way, a checkpoint that cannot be written (a full disk) is said and done without:
+        the one before it stands. At the end there is no result without it."""
         if self.ranks.leads:
             optim = None if final else self.optim
-            path = checkpoint.save(self.folder, self.run, self.progress, self.model, optim)
-            self.hooks.saved(path)
+            try:
+                path = checkpoint.save(self.folder, self.run, self.progress, self.model, optim)
+            except OSError as error:
+                if final:
+                    raise
+                self.hooks.warn(f"no checkpoint at step {self.progress.step}: {error}")
+            else:
+                self.hooks.saved(path)
         self.saved_at = time.monotonic()
 
     def _end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:

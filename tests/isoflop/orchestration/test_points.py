@@ -17,6 +17,7 @@ from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, result
 from isoflop.orchestration.points import Slots, run_points, slots
 from isoflop.training.loop import Record
+from isoflop.watching import Limits
 
 from .conftest import tiny
 
@@ -178,6 +179,24 @@ def test_a_stop_file_ends_the_study_at_checkpoints(
     saved = [job for job in made.chosen if list(job.folder.glob("checkpoints/step-*"))]
     assert saved, "what ran has written a checkpoint"
     assert len(record.unfinished(made.chosen)) == 6
+
+
+def test_a_limit_ends_the_study_at_checkpoints_and_the_same_command_goes_on(
+    ray_cluster: Resources, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = campaign(corpus, tmp_path, only=2, tokens=40_000)
+    everything = sum(float(job.run.training_flops) for job in made.chosen)
+    half = replace(made, limits=Limits(flops=everything / 2, price=2.0))
+    assert half.go() == 130
+    shown = capsys.readouterr().out
+    assert "FLOPs are trained" in shown and "the same command goes on" in shown
+    left = record.unfinished(made.chosen)
+    assert left and any(list(job.folder.glob("checkpoints/step-*")) for job in left)
+    made.plan()
+    assert made.go() == 0
+    shown = capsys.readouterr().out
+    assert "planned " in shown and "times that" in shown
+    assert not record.unfinished(made.chosen)
 
 
 def test_slots_fill_the_machine_and_refuse_what_does_not_fit() -> None:
