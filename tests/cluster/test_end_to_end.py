@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,25 @@ def _readable(path: Path) -> bool:
         return False
 
 
+def servers_are_reached_by_the_tunnel_alone(lab: Lab, path: Path) -> None:
+    """MLflow and Ray's dashboard answer on the laptop's localhost, at no address of the head."""
+    (head,) = lab.pods("-h-")
+    ask = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).status)"
+
+    def answers(url: str) -> bool:
+        return lab.run(sys.executable, "-c", ask, url)[0] == 0
+
+    tunnel = lab.begin(*ISOFLOP, "tunnel", "--cluster", str(path), "--mlflow", "5123",
+                       "--dashboard", "5124")  # fmt: skip
+    try:
+        for port, inside in ((5123, 5000), (5124, 8265)):
+            lab.until(lambda port=port: answers(f"http://127.0.0.1:{port}"), "the tunnel", 60)  # type: ignore[misc]
+            assert not answers(f"http://{head['ip']}:{inside}")
+    finally:
+        tunnel.terminate()
+        tunnel.wait()
+
+
 def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     head = {"gpu": "CPU_NODE", "price": 0.5}
     path = cluster_file(lab, head, {"gpu": "H100_80GB", "price": 2.0}, 2.5)
@@ -257,6 +278,15 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     assert (lab.shared / "scaling-grid" / "report.html").is_file()
     at_the_end = [path.name for path in (folder / "checkpoints").iterdir()]
     assert len(at_the_end) == 1, "the weights, and nothing that a lost node left"
+
+    servers_are_reached_by_the_tunnel_alone(lab, path)
+    status, shown = lab.run(
+        *ISOFLOP, "fetch", "--cluster", str(path), "mlflow/", str(lab.folder / "got")
+    )
+    assert status == 0, shown
+    with closing(sqlite3.connect(lab.folder / "got" / "mlflow.db")) as store:
+        (runs,) = store.execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()
+    assert runs == 2, "the run, and the study"
 
     status, shown = lab.run(*RAY, "exec", str(path), WANT_THREE)
     assert status == 0, shown
