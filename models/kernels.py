@@ -2,8 +2,9 @@
 
 On a CPU these layers wait for memory and for `tanh`, not for products. Each class below is one
 function with its gradient written by hand for float32 and float64; elsewhere (a GPU, bfloat16, a
-compiled model) torch's own fused kernels are faster or more exact, and `models/layers.py` calls
-those. None of them can be differentiated twice, and asking for it is an error.
+compiled model; the norm also where no gradient is asked for) torch's own fused kernels are faster
+or more exact, and `models/layers.py` calls those. None of them can be differentiated twice, and
+asking for it is an error.
 
 Letters: D width.
 """

@@ -17,7 +17,7 @@ Letters: R rows, P prompts, S seeds per prompt, N steps, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isoflop.rollouts.layout import by_columns
 from isoflop.rollouts.sampling import Rollout, Sampling, draw, ended, evaluating
 from isoflop.rollouts.unmask import unmask
 from isoflop.targets import Framing
@@ -34,6 +35,7 @@ from models.interface import Denoiser, EncoderDecoder, Model
 __all__ = ["Rollout", "Sampling", "generate"]
 
 CHECK = 8  # steps between two looks at which rows have finished: each look waits for the device
+Head = Callable[[Tensor], Tensor]  # final states (..., D) to logits (..., V)
 COMPACT = 0.75  # rows are dropped once fewer than this share of them are still writing
 
 
@@ -71,9 +73,9 @@ def generate(
     if isinstance(model, Denoiser):
         return unmask(model, fed, seeds, sampling, framing, batch)
     rows: list[Rollout] = []
-    with evaluating(model):
+    with evaluating(model), by_columns(model, sampling.new_tokens) as head:
         for tasks in _batches(_tasks(model, fed, seeds, framing, batch), sampling, batch):
-            rows += _decode(model, tasks, sampling)
+            rows += _decode(model, head, tasks, sampling)
     return sorted(rows, key=lambda row: (row.prompt_index, row.sample))
 
 
@@ -199,7 +201,7 @@ class _Plan:
         return drawn
 
 
-def _prefill(model: Model, plan: _Plan, device: torch.device) -> tuple[Tensor, Cache]:
+def _prefill(model: Model, head: Head, plan: _Plan, device: torch.device) -> tuple[Tensor, Cache]:
     """The logits (R, V) behind what all rows were given, and the cache of R rows."""
     seeds = len(plan.tasks[0].seeds)
     cache = model.new_cache(len(plan.tasks), plan.shortest + plan.steps - 1)
@@ -209,7 +211,9 @@ def _prefill(model: Model, plan: _Plan, device: torch.device) -> tuple[Tensor, C
         source, present = (torch.from_numpy(part).to(device) for part in read)
         inputs = {"source": source, "present": None if bool(present.all()) else present}
     hidden = model.hidden(prefix, cache, **inputs)
-    logits = model.head(hidden[:, -1])[:, : model.config.text_vocab]
+    logits = head(hidden[:, -1])[:, : model.config.text_vocab]
+    if seeds == 1:
+        return logits, cache
     return logits.repeat_interleave(seeds, dim=0), cache.expand(seeds)
 
 
@@ -223,7 +227,7 @@ def _seen(plan: _Plan, sampling: Sampling, vocab: int, device: torch.device) -> 
     return marks.repeat_interleave(len(plan.tasks[0].seeds), dim=0)
 
 
-def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollout]:
+def _decode(model: Model, head: Head, tasks: list[_Task], sampling: Sampling) -> list[Rollout]:
     plan = _Plan(tasks, sampling.new_tokens)
     device, vocab = next(model.parameters()).device, model.config.text_vocab
     forced = torch.from_numpy(plan.forced()).to(device)
@@ -234,7 +238,7 @@ def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollou
     written = torch.zeros_like(forced)
     logprobs, entropies = torch.zeros_like(uniforms), torch.zeros_like(uniforms)
     rows = torch.arange(forced.shape[1], device=device)  # those that are still decoded
-    logits, cache = _prefill(model, plan, device)
+    logits, cache = _prefill(model, head, plan, device)
     seen = _seen(plan, sampling, vocab, device)
     for step in range(plan.steps):
         here: tuple[int, Tensor] | int = (step, rows)
@@ -261,7 +265,7 @@ def _decode(model: Model, tasks: list[_Task], sampling: Sampling) -> list[Rollou
                 cache = cache.keep(alive)
                 rows, token = rows[alive], token[alive]
                 seen = None if seen is None else seen[alive]
-        logits = model.head(model.hidden(token.unsqueeze(1), cache)[:, -1])[:, :vocab]
+        logits = head(model.hidden(token.unsqueeze(1), cache)[:, -1])[:, :vocab]
     return _rows(plan, sampling, written, logprobs, entropies)
 
 

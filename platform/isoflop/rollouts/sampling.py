@@ -78,8 +78,7 @@ def draw(
     `seen` (R, V) marks the tokens that a repetition penalty is for.
     """
     logits = logits.float()
-    log_p = logits.log_softmax(dim=-1)
-    p = log_p.exp()
+    p = logits.softmax(dim=-1)
     wanted = logits if seen is None else penalised(logits, seen, sampling.repetition)
     if sampling.temperature == 0:
         token = wanted.argmax(dim=-1)
@@ -90,9 +89,11 @@ def draw(
         if sampling.narrows:
             weights = narrowed(weights, sampling)
         token = invert(weights, uniform)
-    logprob = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
-    lowest = torch.finfo(log_p.dtype).min  # 0 log 0 is 0, where a model masks a token
-    return token, logprob, -torch.linalg.vecdot(p, log_p.clamp(min=lowest))
+    lowest = torch.finfo(logits.dtype).min  # 0 log 0 is 0, where a model masks a token
+    likeliest = logits.amax(dim=-1)  # whose share is at least 1 / V: its logarithm is exact
+    total = likeliest - p.amax(dim=-1).log()  # log sum exp of the logits, (R,), without a pass more
+    logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1) - total
+    return token, logprob, total - torch.linalg.vecdot(p, logits.clamp(min=lowest))
 
 
 def invert(weights: Tensor, uniform: Tensor) -> Tensor:
