@@ -9,6 +9,7 @@ so that each ratio is a pair taken within seconds. CPU time of one thread.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -41,6 +42,12 @@ SHAPES = {
 Call = Callable[[], Any]
 
 
+# Matrix products, and the kernels of recurrent layers, which are made of them.
+PRODUCTS = (
+    "mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward",
+)  # fmt: skip
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the calls that do a step's arithmetic: matrix products and fused attention."""
 
@@ -50,7 +57,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        if name in ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm") or "scaled_dot_product" in name:
+        if name in PRODUCTS or "scaled_dot_product" in name:
             self.calls.append(lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
 
@@ -69,7 +76,9 @@ def floor(run: Run) -> list[Call]:
 def config(kind: type[Config], shape: str) -> tuple[Config, int]:
     """A model of the zoo in one of the shapes, and the tokens of a step."""
     width, depth, heads, context, vocab, tokens = SHAPES[shape]
-    fields: dict[str, Any] = {"width": width, "depth": depth, "heads": heads}
+    known = {field.name for field in dataclasses.fields(kind)}  # a recurrent model has no heads
+    asked = {"width": width, "depth": depth, "heads": heads}
+    fields: dict[str, Any] = {name: value for name, value in asked.items() if name in known}
     return kind(context=context, vocab=vocab, **fields), tokens
 
 
