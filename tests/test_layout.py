@@ -24,6 +24,7 @@ ALLOWED = {
     "objectives": {"run", "targets", "data", "models.interface"},
     "exchange": {"run", "data", "models", "models.interface"},
     "sample": {"exchange", "rollouts"},
+    "score": {"exchange", "objectives", "targets", "data", "training"},
     "training": {"run", "data", "objectives", "models.interface"},
     "rollouts": {
         "run", "captures", "targets", "data.tokenizers", "models.interface", "models.cache",
@@ -65,7 +66,7 @@ ALLOWED = {
     },
     "cli": {
         "benchmarks", "tracking", "scaling", "report", "planning", "data", "orchestration", "run",
-        "models", "sample", "rollouts.report",
+        "models", "sample", "score", "rollouts.report",
     },
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ The rooms, in reading order (data order):
     exchange       models in the form of the Hugging Face hub, and our checkpoints by themselves
     rollouts       what the model writes while it learns: generate, capture, measure
     sample         what a checkpoint writes after a prompt: `isoflop sample`
+    score          how well a checkpoint predicts a text: `isoflop evaluate`
     tracking       the only file that imports mlflow
     patience       calls to a server that is away
     scaling        laws: minima, fits, intervals, verdict, figures

@@ -82,7 +82,7 @@ def encode(job: Encode) -> Encoded:
             if side not in writers:
                 writer = shards.Writer(job.folder, name(unit.number, side), dtype, job.origin)
                 writers[side] = stack.enter_context(writer)
-            ids = _ids(content, tokenizer)
+            ids = ids_of(content, tokenizer)
             writers[side].append(ids)
             encoded.documents[side] += 1
             if isinstance(content, str):
@@ -134,7 +134,7 @@ def name(number: int, side: Side) -> str:
     return f"{number:06d}-{side}"
 
 
-def _ids(content: Content, tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
+def ids_of(content: Content, tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
     """A document's ids with the end of text; ready ones are checked, and may have it already."""
     end = np.array([tokenizer.end_of_text], dtype=np.uint32)
     if isinstance(content, str):
