@@ -32,6 +32,7 @@ ALLOWED = {
     "scaling": {"run", "models.interface"},
     "patience": set(),
     "tracking": {"run", "patience"},
+    "tracked": {"tracking"},
     "orchestration": {
         "run", "data", "training", "rollouts", "tracking", "models", "models.interface",
     },
@@ -67,6 +68,7 @@ ALLOWED = {
     "cli": {
         "benchmarks", "tracking", "scaling", "report", "planning", "data", "orchestration", "run",
         "models", "sample", "score", "rollouts.report",
+        "tracked",
     },
 }  # fmt: skip
 
@@ -74,7 +76,7 @@ ALLOWED = {
 OWNED = {
     "ray": ("orchestration", "benchmarks"),  # bare, as a peer
     "optuna": ("orchestration",),
-    "mlflow": ("tracking",),
+    "mlflow": ("tracking", "tracked"),
     "tiktoken": ("data",),
     "tokenizers": ("data", "benchmarks"),  # as a peer
     "sentencepiece": ("data",),

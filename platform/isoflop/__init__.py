@@ -21,7 +21,8 @@ The rooms, in reading order (data order):
     rollouts       what the model writes while it learns: generate, capture, measure
     sample         what a checkpoint writes after a prompt: `isoflop sample`
     score          how well a checkpoint predicts a text: `isoflop evaluate`
-    tracking       the only file that imports mlflow
+    tracking       what MLflow is told; the only file, but the next, that imports mlflow
+    tracked        what MLflow has recorded
     patience       calls to a server that is away
     scaling        laws: minima, fits, intervals, verdict, figures
     record         the run table, from which everything is concluded

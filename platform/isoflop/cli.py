@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
 def _experiment(
     address: str, name: str
 ) -> tuple[pd.DataFrame, Mapping[str, Sequence[Mapping[str, float]]]]:
-    from isoflop.tracking import experiment, histories
+    from isoflop.tracked import experiment, histories
 
     return experiment(address, name), histories(address, name)
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from isoflop import patience, tracking
+from isoflop import patience, tracked, tracking
 from isoflop.tracking import Tracker
 
 pytestmark = pytest.mark.filterwarnings("default")  # MLflow's own deprecations are not ours
@@ -249,14 +249,14 @@ def test_an_experiment_is_read_back_as_a_table(store: str, tmp_path: Path) -> No
     client = MlflowClient(store)
     (gone,) = [run for run in runs(store, "table") if run.data.tags["isoflop.identity"] == "c3"]
     client.delete_run(gone.info.run_id)
-    fast = tracking.experiment(store, "table").sort_values("run").reset_index(drop=True)
+    fast = tracked.experiment(store, "table").sort_values("run").reset_index(drop=True)
     assert fast["run"].tolist() == ["a1", "b2"]
     assert fast["status"].tolist() == ["finished", "failed"]
     assert fast["width"].tolist() == [8, 16] and fast["axis.arch"].tolist() == ["gpt2"] * 2
     assert fast["tokens"].tolist() == [8e6, 1.6e7] and fast["loss/held out"].iloc[0] > 4
-    heads, values = tracking._by_search(store, "table")
+    heads, values = tracked._by_search(store, "table")
     assert {head["run"] for head in heads} == {"a1", "b2", "study"} and values["params"]
-    sql_heads, sql_values = tracking._by_sql(store.removeprefix("sqlite:///"), "table")
+    sql_heads, sql_values = tracked._by_sql(store.removeprefix("sqlite:///"), "table")
     key = pd.DataFrame(heads).sort_values("id").reset_index(drop=True)
     assert key.equals(pd.DataFrame(sql_heads).sort_values("id").reset_index(drop=True))
     for kind in ("params", "metrics"):
@@ -281,27 +281,27 @@ def test_the_way_of_each_run_is_read_back(store: str, tmp_path: Path) -> None:
         tracker.log(key, [{"step": 30, "val/loss": float("nan")}])
     tracker.start("study", "the study", {}, {"isoflop.kind": "study"})
     tracker.close()
-    found = tracking.histories(store, "ways")
+    found = tracked.histories(store, "ways")
     assert set(found) == {"a1", "b2"}
     told = [record for record in found["a1"] if "val/loss" in record]
     assert told == [
         {"step": s, "tokens": 64.0 * s, "flops": 1e6 * s, "val/loss": 5.0 - s} for s in (0, 10, 20)
     ]
-    assert tracking.histories(store, "absent") == {}
-    rows = tracking._steps_by_sql(store.removeprefix("sqlite:///"), "ways")
-    assert sorted(rows) == sorted(tracking._steps_by_client(store, "ways"))
+    assert tracked.histories(store, "absent") == {}
+    rows = tracked._steps_by_sql(store.removeprefix("sqlite:///"), "ways")
+    assert sorted(rows) == sorted(tracked._steps_by_client(store, "ways"))
 
 
 def test_what_is_no_experiment_is_refused(store: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no experiment 'other'; there are: "):
-        tracking.experiment(store, "other")
+        tracked.experiment(store, "other")
     with pytest.raises(ValueError, match="there is no MLflow database"):
-        tracking.experiment(f"sqlite:///{tmp_path / 'absent.db'}", "grid")
+        tracked.experiment(f"sqlite:///{tmp_path / 'absent.db'}", "grid")
     (tmp_path / "text.db").write_text("not a database, though it is long enough to look at" * 20)
     with pytest.raises(ValueError, match="is no MLflow database"):
-        tracking.experiment(f"sqlite:///{tmp_path / 'text.db'}", "grid")
+        tracked.experiment(f"sqlite:///{tmp_path / 'text.db'}", "grid")
     with pytest.raises(ValueError, match="must be the URL of an MLflow server"):
-        tracking.experiment("file:///mlruns", "grid")
+        tracked.experiment("file:///mlruns", "grid")
 
 
 def test_laws_are_fitted_from_an_experiment(
