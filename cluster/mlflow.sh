@@ -18,11 +18,20 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true # 
 
 alive() { [ -s "$home/pid" ] && kill -0 "$(cat "$home/pid")" 2>/dev/null; }
 
+driver() { # what SQLAlchemy opens a server's database with
+  case "$store" in
+    postgresql*) python -c 'import psycopg2' 2>/dev/null || PATH="$HOME/.local/bin:$PATH" \
+      uv pip install -q --python "$PWD/.venv/bin/python" psycopg2-binary ;;
+    *) : ;;
+  esac
+}
+
 start() {
   alive && return
   case "$store" in
     *://*:*@*) echo "mlflow: the password in ISOFLOP_STORE belongs in ~/.pgpass" >&2; return 1 ;;
   esac
+  driver
   mlflow db upgrade "$store" >"$home/server.log" 2>&1 # one process makes the tables, before others
   nohup mlflow server --backend-store-uri "$store" --artifacts-destination "$storage" \
     --serve-artifacts --host 127.0.0.1 --port "$port" --workers 1 \

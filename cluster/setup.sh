@@ -4,6 +4,7 @@
 #   ISOFLOP_PYTHON    version of Python (default 3.11)
 #   ISOFLOP_TORCH     index of torch wheels, if not the one that fits the driver
 #   ISOFLOP_VENV      a virtual environment that the image has, with all packages: none is made
+#   ISOFLOP_EXTRAS    of pyproject.toml, as s3,hf
 #   ISOFLOP_FLASH     1: also flash-attn, from a wheel only; it is never compiled here
 #   ISOFLOP_DATA      a script of the repository that fetches data, run at the end
 set -euo pipefail
@@ -51,14 +52,14 @@ install_project() {
   [ -x "$venv/bin/python" ] || uv venv -q --python "$version" "$venv"
   local torch="${ISOFLOP_TORCH:-https://download.pytorch.org/whl/$(index_of_driver)}"
   local want
-  want="$(cksum pyproject.toml) $torch"
+  want="$(cksum pyproject.toml) $torch ${ISOFLOP_EXTRAS:-}"
   if [ "$(cat "$venv/.isoflop" 2>/dev/null)" = "$want" ]; then
     say "project is installed"
     return
   fi
   say "installing the project, torch from ${torch##*/}"
   uv pip install -q --python "$venv/bin/python" --index "$torch" \
-    --index-strategy unsafe-best-match -e .
+    --index-strategy unsafe-best-match -e ".${ISOFLOP_EXTRAS:+[$ISOFLOP_EXTRAS]}"
   printf '%s' "$want" >"$venv/.isoflop"
 }
 
