@@ -19,6 +19,8 @@ ELSEWHERE = {
     "isoflop ui": "serves until it is ended; tests/isoflop/test_tracking.py covers the store",
     "--address": "needs a cluster",
 }
+# Exits with 1 where a speed misses its goal, which a busy machine may well do: no test is timed.
+TIMED = "isoflop bench data"
 SLOW = ("python studies/scaling_grid.py", "isoflop bench")
 
 
@@ -56,7 +58,10 @@ def carry_out(command: str, storage: Path) -> str:
     shown = subprocess.run(
         words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
-    assert shown.returncode == 0, shown.stdout + shown.stderr
+    fine = shown.returncode == 0 or (
+        command.startswith(TIMED) and shown.returncode == 1 and "goals of stream" in shown.stdout
+    )
+    assert fine, shown.stdout + shown.stderr
     return shown.stdout
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -26,6 +27,26 @@ import yaml
 ROOT = Path(__file__).parents[2]
 TOOLS = ("ip", "sshd", "rsync", "nsenter", "unshare", "ssh-keygen")
 SEARCH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def _refused() -> str:
+    """Why no host can be made here: a container may be root and yet not allowed to."""
+    space = f"isf{os.getpid()}-try"
+    tries = (
+        ["unshare", *"-m -p -u -i -f --mount-proc mount -t tmpfs tmpfs /mnt".split()],
+        ["ip", "netns", "add", space],
+        ["ip", "-n", space, *"link add name try0 type bridge".split()],
+        ["ip", "-n", space, *"link add name try1 type veth peer name try2".split()],
+        ["ip", "netns", "del", space],
+    )
+    for words in tries:
+        done = subprocess.run(words, capture_output=True, text=True, env={"PATH": SEARCH})
+        if done.returncode:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, env={"PATH": SEARCH})
+            return f"{shlex.join(words[:4])}...: {done.stderr.strip()}"
+    return ""
+
+
 MISSING = [tool for tool in TOOLS if shutil.which(tool, path=SEARCH) is None]
 
 pytestmark = [
@@ -33,6 +54,12 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="namespaces take root"),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def allowed() -> None:
+    if why := _refused():
+        pytest.skip(f"no host can be made here: {why}")
 
 
 class Lab:
