@@ -33,10 +33,30 @@ def _refused() -> str:
     """Why no host can be made here: a container may be root and yet not allowed to."""
     space = f"isf{os.getpid()}-try"
     tries = (
-        ["unshare", *"-m -p -u -i -f --mount-proc mount -t tmpfs tmpfs /mnt".split()],
+        [
+            "unshare",
+            *[
+                "-m",
+                "-p",
+                "-u",
+                "-i",
+                "-f",
+                "--mount-proc",
+                "mount",
+                "-t",
+                "tmpfs",
+                "tmpfs",
+                "/mnt",
+            ],
+        ],
         ["ip", "netns", "add", space],
-        ["ip", "-n", space, *"link add name try0 type bridge".split()],
-        ["ip", "-n", space, *"link add name try1 type veth peer name try2".split()],
+        ["ip", "-n", space, *["link", "add", "name", "try0", "type", "bridge"]],
+        [
+            "ip",
+            "-n",
+            space,
+            *["link", "add", "name", "try1", "type", "veth", "peer", "name", "try2"],
+        ],
         ["ip", "netns", "del", space],
     )
     for words in tries:
