@@ -29,41 +29,26 @@ TOOLS = ("ip", "sshd", "rsync", "nsenter", "unshare", "ssh-keygen")
 SEARCH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
+def _said(line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(shlex.split(line), capture_output=True, text=True, env={"PATH": SEARCH})
+
+
 def _refused() -> str:
     """Why no host can be made here: a container may be root and yet not allowed to."""
     space = f"isf{os.getpid()}-try"
     tries = (
-        [
-            "unshare",
-            *[
-                "-m",
-                "-p",
-                "-u",
-                "-i",
-                "-f",
-                "--mount-proc",
-                "mount",
-                "-t",
-                "tmpfs",
-                "tmpfs",
-                "/mnt",
-            ],
-        ],
-        ["ip", "netns", "add", space],
-        ["ip", "-n", space, *["link", "add", "name", "try0", "type", "bridge"]],
-        [
-            "ip",
-            "-n",
-            space,
-            *["link", "add", "name", "try1", "type", "veth", "peer", "name", "try2"],
-        ],
-        ["ip", "netns", "del", space],
+        "unshare -m -p -u -i -f --mount-proc mount -t tmpfs tmpfs /mnt",
+        f"ip netns add {space}",
+        f"ip -n {space} link add name try0 type bridge",
+        f"ip -n {space} link add name try1 type veth peer name try2",
     )
-    for words in tries:
-        done = subprocess.run(words, capture_output=True, text=True, env={"PATH": SEARCH})
-        if done.returncode:
-            subprocess.run(["ip", "netns", "del", space], capture_output=True, env={"PATH": SEARCH})
-            return f"{shlex.join(words[:4])}...: {done.stderr.strip()}"
+    try:
+        for line in tries:
+            done = _said(line)
+            if done.returncode:
+                return f"{line}: {done.stderr.strip()}"
+    finally:
+        _said(f"ip netns del {space}")
     return ""
 
 
