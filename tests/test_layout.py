@@ -34,11 +34,11 @@ ALLOWED = {
     "tracking": {"run", "patience"},
     "tracked": {"tracking"},
     "orchestration": {
-        "run", "data", "training", "rollouts", "tracking", "models", "models.interface",
+        "run", "space", "data", "training", "rollouts", "tracking", "models", "models.interface",
     },
     "record": {"run", "data", "orchestration.job", "rollouts"},
     "progress": {"orchestration.job", "training"},
-    "report": {"scaling", "rollouts"},
+    "report": {"scaling", "rollouts", "space"},
     "plan": {
         "run", "data.rows", "objectives", "training", "orchestration.job", "progress",
         "models.interface",
@@ -49,17 +49,22 @@ ALLOWED = {
         "run", "data.tokenizers", "objectives", "training.step", "plan", "design", "scaling",
         "models", "models.interface",
     },
-    "design": {"run"},
+    "space": set(),
+    "design": {"run", "space"},
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
-        "progress", "report", "plan", "design", "preregister", "watching",
+        "progress", "report", "plan", "design", "preregister", "watching", "searching",
+    },
+    "searching": {
+        "run", "space", "design", "campaign", "record", "plan", "progress", "orchestration",
+        "rollouts", "training", "upcoming",
     },
     "watching": {"design", "record", "tracking", "orchestration", "training", "progress"},
     "upcoming": {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",
     },
-    "study": {"run", "design", "campaign", "upcoming", "watching"},
+    "study": {"run", "space", "design", "campaign", "upcoming", "watching"},
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",
         "orchestration", "rollouts", "scaling", "exchange", "tracking", "models",

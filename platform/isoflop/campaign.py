@@ -14,7 +14,6 @@ Whatever has a final result is never run again, so the same command resumes, ext
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import textwrap
@@ -24,16 +23,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop import preregister, record, tracking
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared
-from isoflop.design import Point, Study, UserError, build, user_input
+from isoflop.design import Point, Search, Study, UserError, build, user_input
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
-from isoflop.progress import Progress, duration
+from isoflop.progress import Progress
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
 from isoflop.training.checkpoint import write_json
@@ -41,8 +40,11 @@ from isoflop.training.distributed import Ranks
 from isoflop.training.step import has_bfloat16
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
+if TYPE_CHECKING:
+    from isoflop.report.searched import Searched
+    from isoflop.searching import Source
+
 LOCAL = ("runs", "ray", "stop", "lock")  # of a study's folder: not for the driver to write back
-PLAN = "plan.json"  # in a study's folder: the seconds that `--plan` gave each run, by identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ class Campaign:
     chosen: list[Job]  # those that --only keeps
     preregister: bool = False  # predict the largest budget before it starts
     limits: Limits = NONE
+    overrides: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -110,17 +113,25 @@ class Campaign:
             runs = [(point, build(study, point, overrides)) for point in study.points]
             if machine.tracking:
                 tracking.check(machine.tracking)
-            prepared = _prepared({run.data for _, run in runs}, machine, quiet)
+            prepared = prepared_texts({run.data for _, run in runs}, machine, quiet)
             jobs = [job_of(study, machine, point, run, prepared[run.data]) for point, run in runs]
         wanted = [job for job in jobs if job.axes in points]
         return Campaign(
-            study=study, machine=machine, jobs=_distinct(jobs), chosen=_distinct(wanted)
+            study=study,
+            machine=machine,
+            jobs=_distinct(jobs),
+            chosen=_distinct(wanted),
+            overrides=tuple(overrides),
         )
 
     def plan(self) -> None:
         """Print every run that is left to do, and what all of them cost; start nothing."""
-        from isoflop.plan import show
+        from isoflop.plan import PLAN, show
 
+        if isinstance(self.study.points, Search):
+            from isoflop.searching import plan
+
+            return plan(self)
         left = record.unfinished(self.chosen)
         price = self.limits.price
         seconds = show(self.chosen, left, self.machine.workers, self.machine.at_once, price)
@@ -131,7 +142,12 @@ class Campaign:
         """Two steps of the smallest point, in this process, in a folder that is thrown away."""
         import tempfile
 
-        smallest = min(self.chosen, key=lambda job: job.run.training_flops)
+        chosen = self.chosen
+        if not chosen:  # a search that has not begun
+            from isoflop.searching import possible
+
+            chosen = possible(self, 4)
+        smallest = min(chosen, key=lambda job: job.run.training_flops)
         short = replace(smallest.run, tokens=2 * smallest.run.batch_tokens)
         with tempfile.TemporaryDirectory() as folder:
             job = replace(smallest, run=short, folder=Path(folder), stop_file=Path(folder) / "stop")
@@ -149,6 +165,7 @@ class Campaign:
         from isoflop.report.page import build as lay_out
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        found = self._findings()
         table, predicted = preregister.scores(self.folder, record.table(self.jobs))
         record.save(table, self.folder / "runs.parquet")
         family, budget = f"axis.{self.study.family}", f"axis.{self.study.budget}"
@@ -165,8 +182,9 @@ class Campaign:
             family=family,
             budget=budget,
             analysis=analysis,
+            search=found,
         )
-        text: str = analysis.verdict.text
+        text: str = found.text if found else analysis.verdict.text
         sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in sentences))
         if predicted:
@@ -177,13 +195,23 @@ class Campaign:
             print(f"kept at {self.machine.mirror.url}/{self.study.name}")
         return text
 
+    def _findings(self) -> Searched | None:
+        """What a search has found; None of a grid."""
+        if not isinstance(self.study.points, Search):
+            return None
+        from isoflop.report.searched import Searched
+        from isoflop.searching import findings
+
+        return Searched(findings(self), record.table(self.jobs))
+
     def go(self) -> int:
         """Train what has no result yet, then report. Returns the exit status."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder), stoppable(self.folder / "stop"):
-            left = record.unfinished(self.chosen)
-            if left:
-                stopped = self._train(left)
+            source = self._source()
+            left = record.unfinished(self.chosen) if source is None else source.left
+            if left or (source and source.further):
+                stopped = self._train(left, source)
                 if stopped:
                     print("stopped; the same command goes on from here")
                     return 130
@@ -196,10 +224,18 @@ class Campaign:
             print(f"failed: {job.label}: {(result(job.folder) or {}).get('error')}")
         return 1 if failures else 0
 
-    def _train(self, left: list[Job]) -> bool:
+    def _source(self) -> Source | None:
+        """Where the runs of a search come from; None for a grid."""
+        if not isinstance(self.study.points, Search):
+            return None
+        from isoflop.searching import Source
+
+        return Source(self)
+
+    def _train(self, left: list[Job], source: Source | None = None) -> bool:
         """Carry out the jobs with tracking and progress. True if the study was stopped."""
         from isoflop.orchestration.cluster import cluster
-        from isoflop.orchestration.points import run_points, slots
+        from isoflop.orchestration.points import run_search, slots
 
         began = time.monotonic()
         done = len(self.chosen) - len(left)
@@ -212,28 +248,48 @@ class Campaign:
                 with user_input():
                     resources = stack.enter_context(cluster(self.machine.address))
                     share = slots(resources, self.machine.workers, self.machine.at_once)
-                print(f"{len(left)} runs to train, {share.at_once} at once ({done} done before)")
+                further = source.further if source else 0
+                print(
+                    f"{len(left) + further} runs to train, {share.at_once} at once "
+                    f"({done} done before)"
+                )
                 price = self.limits.price
-                progress = stack.enter_context(Progress(left, done, price=price))
+                bars = Progress(left, done, price=price, further=further)
+                progress = stack.enter_context(bars)
                 limited = stack.enter_context(Limited(self.limits, self.folder / "stop"))
                 watcher = Both(
-                    Fetched(self.machine.mirror), progress, limited, Tracked(tracker, self.study)
+                    Fetched(self.machine.mirror),
+                    *([source] if source else []),
+                    progress,
+                    limited,
+                    Tracked(tracker, self.study),
                 )
-                for stage in preregister.stages(self, left) if self.preregister else [left]:
-                    run_points(stage, share, self.folder / "ray", watcher)
-                    if (self.folder / "stop").exists():
-                        break
+                if source:
+                    run_search(source, share, self.folder / "ray", watcher, self.folder / "stop")
+                    left = self.chosen
+                else:
+                    self._in_stages(left, share, watcher)
                 self._stop_missing(left, progress)
         finally:
             warm.result()
         if (self.folder / "stop").exists():
             _close(tracker)
             return True
-        print(_spent(self.chosen, time.monotonic() - began, self.limits.price))
-        print(_against_plan(self.folder, left), end="")
+        from isoflop.plan import against_plan, spent
+
+        print(spent(self.chosen, time.monotonic() - began, self.limits.price))
+        print(against_plan(self.folder, left), end="")
         self.report()
         self._track_study(tracker)
         return False
+
+    def _in_stages(self, left: list[Job], share: Any, watcher: Both) -> None:
+        from isoflop.orchestration.points import run_points
+
+        for stage in preregister.stages(self, left) if self.preregister else [left]:
+            run_points(stage, share, self.folder / "ray", watcher)
+            if (self.folder / "stop").exists():
+                return
 
     def _stop_missing(self, left: list[Job], progress: Progress) -> None:
         """A run that Ray gave up without a word is a failure, said aloud."""
@@ -268,7 +324,7 @@ class Campaign:
         return "\n        ".join(lines)
 
 
-def _prepared(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Prepared | Mixed]:
+def prepared_texts(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Prepared | Mixed]:
     """Every text of the study, with a spinner on a terminal while it takes long."""
     from rich.console import Console
 
@@ -355,41 +411,3 @@ def _status(job: Job) -> str:
 def _import_report() -> None:
     """The report's libraries take seconds to import."""
     from isoflop.report import page  # noqa: F401
-
-
-def _against_plan(folder: Path, trained: list[Job]) -> str:
-    """What `--plan` had said of the runs that were trained, beside what they took; "" without."""
-    try:
-        planned = json.loads((folder / PLAN).read_text())
-    except (OSError, ValueError):
-        return ""
-    both = [(planned[job.run.identity], result(job.folder) or {}) for job in trained
-            if job.run.identity in planned]  # fmt: skip
-    pairs = [
-        (said, values["seconds"] + values["evaluation_seconds"])
-        for said, values in both
-        if values.get("status") == "finished"
-    ]
-    if not pairs:
-        return ""
-    said, took = (sum(column) for column in zip(*pairs, strict=True))
-    return (
-        f"planned {duration(said)} for training and evaluating {len(pairs)} runs one by one; it "
-        f"took {duration(took)}, {took / max(said, 1e-9):.2f} times that\n"
-    )
-
-
-def _spent(jobs: list[Job], wall: float, price: float | None) -> str:
-    """One line on where the time went: training, evaluation, capture, and everything else."""
-    results = [result(job.folder) or {} for job in jobs]
-    parts = {
-        name: sum(values.get(f"{key}seconds") or 0.0 for values in results)
-        for name, key in (("training", ""), ("evaluation", "evaluation_"), ("rollouts", "capture_"))
-    }
-    shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
-    capture = parts["rollouts"] / max(1e-9, parts["training"])
-    cost = "" if price is None else f" for {wall / 3600 * price:.2f} dollars"
-    return (
-        f"done in {duration(wall)}{cost} ({shares} of processor time; "
-        f"rollouts {capture:.1%} of training)"
-    )

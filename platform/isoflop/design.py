@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from isoflop.run import Run, override, short
+from isoflop.space import Distribution, Settings, check
 
 
 class UserError(ValueError):
@@ -50,6 +51,19 @@ class Grid:
             for name in self.points[0]
         }
 
+    @property
+    def varied(self) -> set[str]:
+        """The axes that tell points apart."""
+        return {name for name, values in self.axes.items() if len(values) > 1} or set(self.axes)
+
+    def described(self) -> list[str]:
+        """What the points are, in lines of a help text."""
+        axes = [
+            f"  {name:<8} {', '.join(short(v) for v in values)}"
+            for name, values in self.axes.items()
+        ]
+        return [*axes, f"  {len(self)} points"]
+
     def __iter__(self) -> Iterator[Point]:
         return iter(self.points)
 
@@ -74,6 +88,59 @@ def grid(**axes: Sequence[Any]) -> Grid:
             raise ValueError(f"axis {name!r} has no values")
     combinations = itertools.product(*axes.values())
     return Grid(tuple(dict(zip(axes, values, strict=True)) for values in combinations))
+
+
+@dataclass(frozen=True)
+class Search(Grid):
+    """Points that are chosen one after another, by what was found at the earlier ones. `points` are
+    those chosen so far, whatever the settings were then."""
+
+    points: tuple[Point, ...] = ()
+    space: Mapping[str, Any] = field(default_factory=dict)  # axis to distribution, or to its value
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """As of a grid, with the values seen so far."""
+        found: dict[str, tuple[Any, ...]] = {}
+        for name, spec in self.space.items():
+            held = () if isinstance(spec, Distribution) else (spec,)
+            found[name] = tuple(dict.fromkeys([*held, *(point[name] for point in self.points)]))
+        return found
+
+    @property
+    def varied(self) -> set[str]:
+        return {name for name, spec in self.space.items() if isinstance(spec, Distribution)}
+
+    def described(self) -> list[str]:
+        settings = self.settings
+        axes = [f"  {name:<8} {spec}" for name, spec in self.space.items()]
+        aims = "; ".join(
+            f"{verb} {', '.join(names)}"
+            for verb, names in (("minimise", settings.minimise), ("maximise", settings.maximise),
+                                ("near held-out text", settings.near))
+            if names
+        )  # fmt: skip
+        bounds = f" with {', '.join(settings.constraints)}" if settings.constraints else ""
+        ends = f", runs ended early by {settings.pruning.kind}" if settings.pruning else ""
+        return [*axes, f"  {settings.trials} trials by {settings.sampler}: {aims}{bounds}{ends}"]
+
+    def by(self, sampler: str | None = None, **settings: Any) -> Search:
+        """The same space, searched so; see `isoflop.space.Settings`. Raises ValueError."""
+        if sampler is not None:
+            settings["sampler"] = sampler
+        changed = replace(self, settings=replace(self.settings, **settings))
+        check(changed.space, changed.settings)
+        return changed
+
+
+def search(**axes: Any) -> Search:
+    """Points drawn from distributions: `search(lr=log(1e-4, 1e-2), arch="llama")`.
+
+    Says `.by(sampler, trials=..., minimise=(...), ...)` how they are chosen. Raises ValueError.
+    """
+    check(axes, Settings())
+    return Search(space=axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +185,11 @@ class Study:
 
     def label(self, point: Point) -> str:
         """What people call a point: "llama width=32 flops=1e11"; axes of one value are left out."""
-        varied = {name for name, values in self.points.axes.items() if len(values) > 1}
+        varied = self.points.varied
         return " ".join(
             value if isinstance(value, str) else f"{name}={short(value)}"
             for name, value in point.items()
-            if name in varied or len(varied) == 0
+            if name in varied and value is not None
         )
 
 
@@ -149,12 +216,15 @@ def extended(study: Study, storage: Path) -> Study:
             f"{folder / ADDED} holds points of other axes than {', '.join(study.points.axes)}; "
             "move it away if the study has changed"
         )
-    return replace(study, points=Grid((*study.points, *more))) if more else study
+    points = (*study.points, *more)
+    return replace(study, points=replace(study.points, points=points)) if more else study
 
 
 def select(study: Study, only: Sequence[str]) -> list[Point]:
     """The points that agree with every AXIS=VALUE. Raises ValueError that names what there is."""
     points = list(study.points)
+    if only and isinstance(study.points, Search):
+        raise ValueError(f"--only {only[0]}: a search chooses its points by itself")
     wanted: dict[str, set[str]] = {}
     for choice in only:
         axis, equals, value = choice.partition("=")

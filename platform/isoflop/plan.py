@@ -1,4 +1,4 @@
-"""What would a study cost? Runs, parameters, tokens, FLOPs and time, before anything is started.
+"""What would a study cost, and what did it? Runs, parameters, tokens, FLOPs and time.
 
 Time is predicted from a second or two of real training steps of each model on this machine.
 """
@@ -6,14 +6,16 @@ Time is predicted from a second or two of real training steps of each model on t
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from isoflop import objectives
 from isoflop.data.rows import sample
-from isoflop.orchestration.job import Job
+from isoflop.orchestration.job import Job, result
 from isoflop.progress import duration
 from isoflop.run import Run, short
 from isoflop.training import optimizer
@@ -22,11 +24,18 @@ from isoflop.training.process import settle
 from isoflop.training.step import update
 from models.interface import Config
 
+PLAN = "plan.json"  # in a study's folder: the seconds that `--plan` gave each run, by identity
 LARGEST_STEP = 2e11  # FLOPs of a step worth trying out here; larger models are extrapolated
 
 
 def show(
-    jobs: list[Job], left: list[Job], workers: int, at_once: int | None, price: float | None = None
+    jobs: list[Job],
+    left: list[Job],
+    workers: int,
+    at_once: int | None,
+    price: float | None = None,
+    *,
+    summary: bool = True,
 ) -> dict[str, float]:
     """Print the table of `jobs` and the cost of those that are `left`, in dollars too if there is a
     `price` per hour of this machine. Returns the seconds of every job on one core, by identity.
@@ -55,6 +64,8 @@ def show(
             "" if name in waiting else "finished",
         )
     Console(width=max(100, Console().width)).print(table)
+    if not summary:
+        return seconds
     at_once = at_once or max(1, (os.cpu_count() or 1) // workers)
     wall = makespan([seconds[name] for name in waiting], at_once) / workers
     total = sum(float(job.run.training_flops) for job in left)
@@ -112,3 +123,41 @@ def _measure(run: Run) -> float:
     for _ in range(2):
         update(model, optim, objective, batch, run, Ranks())
     return 2 * _step_flops(run) / (time.perf_counter() - started)
+
+
+def against_plan(folder: Path, trained: list[Job]) -> str:
+    """What `--plan` had said of the runs that were trained, beside what they took; "" without."""
+    try:
+        planned = json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError):
+        return ""
+    both = [(planned[job.run.identity], result(job.folder) or {}) for job in trained
+            if job.run.identity in planned]  # fmt: skip
+    pairs = [
+        (said, values["seconds"] + values["evaluation_seconds"])
+        for said, values in both
+        if values.get("status") == "finished"
+    ]
+    if not pairs:
+        return ""
+    said, took = (sum(column) for column in zip(*pairs, strict=True))
+    return (
+        f"planned {duration(said)} for training and evaluating {len(pairs)} runs one by one; it "
+        f"took {duration(took)}, {took / max(said, 1e-9):.2f} times that\n"
+    )
+
+
+def spent(jobs: list[Job], wall: float, price: float | None) -> str:
+    """One line on where the time went: training, evaluation, capture, and everything else."""
+    results = [result(job.folder) or {} for job in jobs]
+    parts = {
+        name: sum(values.get(f"{key}seconds") or 0.0 for values in results)
+        for name, key in (("training", ""), ("evaluation", "evaluation_"), ("rollouts", "capture_"))
+    }
+    shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
+    capture = parts["rollouts"] / max(1e-9, parts["training"])
+    cost = "" if price is None else f" for {wall / 3600 * price:.2f} dollars"
+    return (
+        f"done in {duration(wall)}{cost} ({shares} of processor time; "
+        f"rollouts {capture:.1%} of training)"
+    )

@@ -45,11 +45,13 @@ class Progress:
         finished_before: int,
         console: Console | None = None,
         price: float | None = None,  # dollars per hour of all that the study runs on
+        further: int = 0,  # runs of a search that are not chosen yet
     ) -> None:
         from rich.console import Console
 
         self.console = console or Console()
         self.jobs, self.before, self.price = jobs, finished_before, price
+        self.total = len(jobs) + further
         self.flops = {job.run.identity: float(job.run.training_flops) for job in jobs}
         self.running: dict[str, _Running] = {}
         self.results: dict[str, dict[str, Any]] = {}
@@ -69,6 +71,7 @@ class Progress:
             self.live.__exit__(*error)
 
     def started(self, job: Job) -> None:
+        self.flops.setdefault(job.run.identity, float(job.run.training_flops))
         self.running[job.run.identity] = _Running(job, time.monotonic())
 
     def progressed(self, job: Job, records: list[Record]) -> None:
@@ -84,7 +87,7 @@ class Progress:
         self.results[job.run.identity] = result
         for warning in result.get("warnings", []):
             self._say(f"{job.label}: {warning}")
-        if result["status"] in ("failed", "diverged", "alarmed"):
+        if result["status"] in ("failed", "diverged", "alarmed", "pruned"):
             self._say(f"{job.label}: {result['status']} ({result.get('error')})")
         self._speak()
 
@@ -105,7 +108,7 @@ class Progress:
         ending = "" if left is None else f", about {duration(left)} left"
         if self.price is not None:
             ending += f", {(time.monotonic() - self.began) / 3600 * self.price:.2f} dollars so far"
-        return f"{done} of {self.before + len(self.jobs)} runs done{ending}"
+        return f"{done} of {self.before + self.total} runs done{ending}"
 
     def _seconds_left(self) -> float | None:
         """From the FLOPs done since the start, running points in part."""
@@ -113,7 +116,9 @@ class Progress:
         done += sum(self.flops[name] * running.share for name, running in self.running.items())
         if done <= 0:
             return None
-        return (time.monotonic() - self.began) * (sum(self.flops.values()) - done) / done
+        known = sum(self.flops.values())
+        ahead = max(0, self.total - len(self.flops)) * known / len(self.flops)
+        return (time.monotonic() - self.began) * (known + ahead - done) / done
 
     def _table(self) -> RenderableType:
         from rich.progress_bar import ProgressBar

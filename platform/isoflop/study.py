@@ -5,6 +5,7 @@
     if __name__ == "__main__":
         main(study)
 
+A `search(...)` in the place of the grid chooses its points one after another, through Optuna.
 `main` gives every study the same command line. A study file does no I/O when imported, trains
 nothing itself, and states every decision that a run depends on.
 """
@@ -21,14 +22,16 @@ from typing import TYPE_CHECKING
 from isoflop.design import (
     Grid,
     Point,
+    Search,
     Study,
     UserError,
     extended,
     grid,
+    search,
     select,
     user_input,
 )
-from isoflop.run import short
+from isoflop.space import Pruning, choice, integer, log, uniform
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
@@ -67,7 +70,7 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     )
     with user_input():
         machine.fetch(study.name)
-        study = extended(study, machine.storage)
+        study = extended(_searched(study, options), machine.storage)
         chosen = select(study, options.only)
     limits = Limits(
         hours=options.max_hours, cost=options.max_cost, flops=options.max_flops, price=options.price
@@ -75,6 +78,19 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     campaign = Campaign.prepare(study, machine, chosen, options.set, quiet=options.print_config)
     campaign = replace(campaign, preregister=options.preregister, limits=limits)
     return _act(campaign, options)
+
+
+def _searched(study: Study, options: argparse.Namespace) -> Study:
+    """The study with as many trials as were asked for. Raises ValueError for what only a grid
+    has."""
+    if not isinstance(study.points, Search):
+        return study
+    for name in ("next", "preregister"):
+        if getattr(options, name):
+            raise ValueError(f"--{name} is for grids; a search chooses its next run by itself")
+    if options.trials is None:
+        return study
+    return replace(study, points=study.points.by(trials=options.trials))
 
 
 def _act(campaign: Campaign, options: argparse.Namespace) -> int:
@@ -101,16 +117,13 @@ def _act(campaign: Campaign, options: argparse.Namespace) -> int:
 
 def parser(study: Study) -> argparse.ArgumentParser:
     """The options every study has, with this study's axes at the end of the help."""
-    axes = "\n".join(
-        f"  {name:<8} {', '.join(short(v) for v in values)}"
-        for name, values in study.points.axes.items()
-    )
+    axes = "\n".join(study.points.described())
     command = f"python {study.file.parent.name}/{study.file.name}"
     text = argparse.ArgumentParser(
         prog=command,
         usage=f"{command} [what to do] [which points] [where]",
         description=study.question,
-        epilog=f"axes:\n{axes}\n  {len(study.points)} points",
+        epilog=f"axes:\n{axes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = text.add_argument_group("what to do (default: train every point that has no result yet)")
@@ -133,6 +146,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
         action="store_true",
         help="train the largest budget last, its loss predicted and written down before",
     )
+    if isinstance(study.points, Search):
+        what.add_argument(
+            "--trials", type=int, metavar="N",
+            help=f"points to choose in all (default: {study.points.settings.trials})",
+        )  # fmt: skip
     _next_options(text.add_argument_group("with --next"))
     _limit_options(text.add_argument_group("limits of this command; the same one goes on later"))
     which = text.add_argument_group("which points")
@@ -203,4 +221,18 @@ def _limit_options(add: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-__all__ = ["Grid", "Point", "Study", "UserError", "grid", "main"]
+__all__ = [
+    "Grid",
+    "Point",
+    "Pruning",
+    "Search",
+    "Study",
+    "UserError",
+    "choice",
+    "grid",
+    "integer",
+    "log",
+    "main",
+    "search",
+    "uniform",
+]

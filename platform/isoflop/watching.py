@@ -61,8 +61,7 @@ class Tracked:
 
     def __init__(self, tracker: tracking.Tracker, study: Study) -> None:
         self.tracker = tracker
-        axes = study.points.axes
-        self.varied = {name for name, values in axes.items() if len(values) > 1} or set(axes)
+        self.varied = study.points.varied
 
     def started(self, job: Job) -> None:
         described = record.described(job.run, job.prepared.train_tokens)

@@ -18,7 +18,8 @@ import pytest
 
 from isoflop.campaign import Machine
 from isoflop.data.known import named
-from isoflop.design import Study, build
+from isoflop.design import Search, Study, build
+from isoflop.orchestration.searches import preview
 from isoflop.run import Run
 from isoflop.study import main, parser
 from models import ZOO
@@ -65,7 +66,11 @@ def path(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def study(path: Path) -> Iterator[Study]:
     module = load(path)
-    yield module.study
+    made = module.study
+    if isinstance(made.points, Search):  # as it may be after its first points
+        points = preview(made.points.space, made.points.settings, 6)
+        made = replace(made, points=replace(made.points, points=tuple(points)))
+    yield made
     del sys.modules[module.__name__]
 
 
@@ -136,7 +141,10 @@ def test_help(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
         main(study, ["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert study.question in shown and f"{len(study.points)} points" in shown
+    count = f"{len(study.points)} points"
+    if isinstance(study.points, Search):
+        count = f"{study.points.settings.trials} trials"
+    assert study.question in shown and count in shown
     for axis in study.points.axes:
         assert axis in shown
 

@@ -7,6 +7,7 @@ folder:
     checkpoints/      the newest ones while it runs, the weights and the tokenizer at the end
     rollouts/         one parquet file per capture
     traceback.txt     of the error that ended it, if one did
+    prune             why a search ends it early; written by the driver
     history.json      every logged record
     result.json       how it ended; written last, so a run with a final result is a finished one
 
@@ -46,7 +47,13 @@ from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.process import settle
 
-FINAL = ("finished", "diverged", "alarmed")  # facts of the study; anything else is tried again
+PRUNE = "prune"
+FINAL = (
+    "finished",
+    "diverged",
+    "alarmed",
+    "pruned",
+)  # facts of the study; anything else is tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +112,8 @@ def execute(
         values = _summary(job, outcome)
         if outcome.status == "stopped" and alarm is not None:
             values |= {"status": "alarmed", "error": str(alarm)}
+        elif outcome.status == "stopped" and (job.folder / PRUNE).exists():
+            values |= {"status": "pruned", "error": (job.folder / PRUNE).read_text()}
         if outcome.status == "finished":
             values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
     except Exception as error:
@@ -162,7 +171,8 @@ def _train(
         capture = beside(job, ranks)
 
     def stop() -> bool:
-        return job.stop_file.exists() or (own is not None and own.stop())
+        asked = job.stop_file.exists() or (job.folder / PRUNE).exists()
+        return asked or (own is not None and own.stop())
 
     saved = job.mirror.checkpoint if job.mirror else lambda path: None
     hooks = Hooks(report=report, capture=capture, stop=stop, saved=saved, warn=warn)

@@ -74,19 +74,75 @@ def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> 
 
     jobs = sorted(jobs, key=lambda job: -job.run.training_flops)
     by_name = {job.run.identity: job for job in jobs}
+    space = {"run": tune.grid_search(list(by_name))}
+    _fit(by_name, slots, store, watcher, jobs[0].stop_file, {"param_space": space})
+
+
+def run_search(
+    source: Callable[[], Job | None], slots: Slots, store: Path, watcher: Watcher, stop_file: Path
+) -> None:
+    """Carry out what `source` gives, one job whenever there is room for one, until it gives None or
+    the stop file has appeared. What the watcher hears of an ended job comes before the next ask."""
+    _tune_environment()
+    jobs: dict[str, Job] = {}
+
+    def ask() -> Job | None:
+        job = source()
+        if job is not None:
+            jobs[job.run.identity] = job
+        return job
+
+    search = {"search_alg": _searcher(ask), "num_samples": -1}
+    _fit(jobs, slots, store, watcher, stop_file, {"tune": search})
+
+
+def _searcher(ask: Callable[[], Job | None]) -> Any:
+    """What Tune asks for the next trial. It learns nothing through Tune, whose copies of results
+    have no place for several aims; the watcher tells (see `searches`)."""
+    from ray.tune.search import Searcher
+
+    class Asking(Searcher):  # type: ignore[misc]
+        def __reduce__(self) -> Any:  # Tune stores it for a restore that isoflop never asks for
+            return Searcher, ()
+
+        def suggest(self, trial_id: str) -> Any:
+            job = ask()
+            # With the job itself: the processes were started before it was known.
+            return Searcher.FINISHED if job is None else {"run": job.run.identity, "job": job}
+
+        def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None: ...
+        def save(self, checkpoint_path: str) -> None: ...
+        def restore(self, checkpoint_path: str) -> None: ...
+
+    return Asking()
+
+
+def _fit(
+    jobs: dict[str, Job],
+    slots: Slots,
+    store: Path,
+    watcher: Watcher,
+    stop_file: Path,
+    what: dict[str, Any],
+) -> None:
+    """Tune over `what`: a space, or the settings of a search."""
+    from ray import tune
+
     if slots.workers == 1:
-        trial = tune.with_resources(tune.with_parameters(_train_here, jobs=by_name), slots.bundle)
+        trial = tune.with_resources(tune.with_parameters(_train_here, jobs=jobs), slots.bundle)
     else:
         # Zero CPUs: the trial only waits for its workers, and reserving a core for it would leave
         # too few for them, which Ray Train would retry for ever. The node resource makes it valid.
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
-        arguments = {"jobs": by_name, "slots": slots, "store": store}
+        arguments = {"jobs": jobs, "slots": slots, "store": store}
         trial = tune.with_resources(tune.with_parameters(_train_group, **arguments), bundle)
-    listener, stopper = _observers(by_name, watcher, jobs[0].stop_file)
+    listener, stopper = _observers(jobs, watcher, stop_file)
     tune.Tuner(
         trial,
-        param_space={"run": tune.grid_search(list(by_name))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=slots.at_once, reuse_actors=True),
+        param_space=what.get("param_space", {}),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=slots.at_once, reuse_actors=True, **what.get("tune", {})
+        ),
         run_config=tune.RunConfig(
             name=f"{os.getpid()}-{int(time.time())}",
             storage_path=str(store.absolute()),
@@ -115,7 +171,7 @@ def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
     import torch
     from ray import tune
 
-    job = jobs[config["run"]]
+    job = config.get("job") or jobs[config["run"]]
     if job.stop_file.exists():
         tune.report({"result": {"status": "stopped"}})
         return
@@ -133,7 +189,7 @@ def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, sto
     """
     from ray import train, tune
 
-    job = jobs[config["run"]]
+    job = config.get("job") or jobs[config["run"]]
     for attempt in range(RESTARTS + 1):
         try:
             _fit_group(job, slots, store)

@@ -35,6 +35,8 @@ from isoflop.scaling.parametric import PARAMETERS, Resampled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from isoflop.report.searched import Searched
+
 
 def build(
     folder: Path,
@@ -48,6 +50,7 @@ def build(
     family: str | None = "axis.arch",
     budget: str | None = "axis.flops",
     analysis: Analysis | None = None,
+    search: Searched | None = None,
 ) -> Path:
     """Writes the report into `folder` and returns the path of its page.
 
@@ -57,14 +60,15 @@ def build(
     """
     if analysis is None:
         analysis = analyse(table, curves=curves, family=family, budget=budget)
-    drawn = interactive(table, curves, analysis)
+    drawn = interactive(table, curves, analysis) | (search.plots() if search else {})
     pictures = []
-    for title, figure in figures(table, curves, analysis):
+    for title, figure in figures(table, curves, analysis, search):
         image = _png(figure)
         put(folder / "figures" / f"{title}.png", image)
         data = base64.b64encode(image).decode()
         pictures.append({"name": title, "data": data, "plot": drawn.get(title)})
-    for file, frame in tables(table, analysis).items():
+    files = tables(table, analysis) | ({"trials.csv": search.frame()} if search else {})
+    for file, frame in files.items():
         put(folder / file, frame.to_csv(index=False).encode())
     spoken = written.laws(table)
     if len(spoken):
@@ -82,6 +86,7 @@ def build(
         captions=CAPTIONS,
         parameters=PARAMETERS,
         predictions=predictions(table),
+        search=search,
     )
     return put(folder / "report.html", page.encode())
 
@@ -98,6 +103,14 @@ def tables(table: pd.DataFrame, analysis: Analysis) -> dict[str, pd.DataFrame]:
 
 
 CAPTIONS = {
+    "search": "Every trial that ended, in the order in which they were chosen; best so far. "
+    "Hollow: a constraint is not kept. Crosses at the edge: ended early, or without a value.",
+    "pareto": "Every trial by two of the aims at a time. Filled and joined: no other trial is "
+    "better in one aim and as good in all others. Hollow: a constraint is not kept.",
+    "axes": "The same trials over each axis. Darker points were chosen later.",
+    "importance": "The share of each aim's spread over the trials that an axis explains, alone and "
+    "with others, by a random forest (functional ANOVA, Hutter et al. 2014). Of few trials, or of "
+    "those that a sampler gathered in one corner, it is a rough guide.",
     "loss-against-compute": "Thin lines: held-out loss while a run trains (with a decaying "
     "learning rate the points before its end lie too high). Points: the ends of the runs.",
     "isoflop": "Points: finished runs. Curves: parabolas in ln N. Stars: their minima, with 95 % "
@@ -114,13 +127,22 @@ CAPTIONS = {
 
 
 def figures(
-    table: pd.DataFrame, curves: Mapping[str, pd.DataFrame], analysis: Analysis
+    table: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    analysis: Analysis,
+    search: Searched | None = None,
 ) -> list[tuple[str, Figure]]:
-    """The figures that these runs can fill, with the names of their files."""
+    """The figures that these runs can fill, with the names of their files. The runs of a search lie
+    where it went, so its laws and minima of compute are not drawn."""
     from isoflop.report import collapsed
     from isoflop.scaling import plots
 
     family, budget, unit = analysis.family, analysis.budget, analysis.unit
+    if search:
+        known = plots.loss_curves(table, curves, family=family, unit=unit)
+        spoken = plots.rollouts_over_training(table, curves, family=family)
+        own = [*search.figures(), ("loss-curves", known), ("rollouts-over-training", spoken)]
+        return [(title, figure) for title, figure in own if figure is not None]
     laws = {f.family: f.law.fit for f in analysis.fits if isinstance(f.law, Resampled)}
     drawn: list[tuple[str, Figure | None]] = [
         (

@@ -1,0 +1,454 @@
+"""Which point should a search try next, which of its runs is not worth its end, what was found?
+
+Optuna chooses and remembers: every trial stands in `optuna.db` in the study's folder, which
+optuna-dashboard opens. A trial that a killed driver left running is taken up again, and runs that
+finished under other settings are told to a new search of the same folder, as far as they lie in its
+space.
+
+    ask -> (identity) -> heard (rungs, prune?) -> tell        one trial
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from isoflop.space import (
+    Choice,
+    Distribution,
+    Findings,
+    Numbers,
+    SamplerName,
+    Settings,
+    Tried,
+)
+
+FILE = "optuna.db"
+RUN = "run"  # user attribute of a trial: the identity of its run
+HELD = "point"  # all axes of a trial, held ones too
+EXCESS = "constraints"  # how far a trial is beyond each bound
+TOLD = "told"  # a run that another search had trained
+STATES = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+}
+
+Space = Mapping[str, Any]
+Point = dict[str, Any]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna warns of what is experimental, in each call; the choice was made here once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One point to try, as its trial in the storage knows it."""
+
+    number: int
+    point: Point
+
+
+@dataclass
+class _Curve:
+    """What was heard of a running trial: tokens, value, and the better end of its interval."""
+
+    tokens: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    hopes: list[float] = field(default_factory=list)
+
+    def at(self, rung: float) -> tuple[float, float] | None:
+        """Value and hope between two evaluations, straight in ln(tokens); None outside of them."""
+        for index in range(1, len(self.tokens)):
+            before, after = self.tokens[index - 1], self.tokens[index]
+            if before <= rung <= after:
+                share = _share(before, rung, after)
+                return tuple(  # type: ignore[return-value]
+                    series[index - 1] + share * (series[index] - series[index - 1])
+                    for series in (self.values, self.hopes)
+                )
+        return None
+
+
+def _share(low: float, x: float, high: float) -> float:
+    low, x, high = (math.log(max(1.0, value)) for value in (low, x, high))
+    return 1.0 if high == low else (x - low) / (high - low)
+
+
+class Searching:
+    """The trials of one search, in its study's folder."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        name: str,
+        space: Space,
+        settings: Settings,
+        *,
+        overrides: Sequence[str] = (),
+        longest: int = 1,  # tokens of the longest run, for hyperband's brackets
+    ) -> None:
+        """`folder`: None keeps the trials in memory. Raises ValueError for a sampler whose package
+        is not installed."""
+        self.space, self.settings = space, settings
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        up = [aim.towards == "up" for aim in settings.aims]
+        with quiet():
+            self.study = optuna.create_study(
+                storage=None if folder is None else f"sqlite:///{(folder / FILE).absolute()}",
+                study_name=f"{name}-{digest(space, settings, overrides)}",
+                directions=["maximize" if one else "minimize" for one in up],
+                load_if_exists=True,
+                pruner=_pruner(settings, longest),
+            )
+            self.study.sampler = _sampler(space, settings, len(self.study.get_trials(False)))
+            names = [str(aim) for aim in settings.aims]
+            self.study.set_metric_names(names)
+        self.running: dict[str, optuna.Trial] = {}
+        self.curves: dict[str, _Curve] = {}
+
+    @property
+    def asked(self) -> int:
+        """Trials that this search has chosen itself, whatever became of them."""
+        return sum(TOLD not in trial.user_attrs for trial in self.study.get_trials(False))
+
+    def ask(self) -> Asked:
+        """The next point. `begin` must be told which run it is."""
+        with quiet():
+            trial = self.study.ask()
+            point = _suggest(trial, self.space)
+            trial.set_user_attr(HELD, point)
+        self._last = trial
+        return Asked(number=trial.number, point=point)
+
+    def begin(self, run: str) -> None:
+        """The last point asked for is the run of this identity."""
+        self._last.set_user_attr(RUN, run)
+        self.running[run] = self._last
+
+    def drop(self, why: str) -> None:
+        """The last point asked for cannot be run."""
+        self._last.set_user_attr("why", why)
+        with quiet():
+            self.study.tell(self._last, state=TrialState.FAIL)
+
+    def resume(self) -> dict[str, Point]:
+        """Runs that were asked for and never told, by identity: a driver was killed, or stopped.
+        A trial that was not yet a run is given up."""
+        found = {}
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            run = frozen.user_attrs.get(RUN)
+            if run is None or run in self.running:
+                with quiet():
+                    self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            self.running[run] = trial
+            found[run] = dict(frozen.user_attrs[HELD])
+        return found
+
+    def known(self, run: str) -> bool:
+        """Has this search tried that run?"""
+        return any(t.user_attrs.get(RUN) == run for t in self.study.get_trials(deepcopy=False))
+
+    def tell(self, run: str, status: str, values: Mapping[str, float | None]) -> None:
+        """How a run of this search ended, with its metrics (by what `str` says of an aim, and by
+        the name in a bound); other runs are ignored.
+
+        A stopped one stays open. One that diverged counts as worse than any other where there is
+        one aim; Optuna has no place for it among several.
+        """
+        trial = self.running.get(run)
+        if trial is None or status == "stopped":
+            return
+        del self.running[run]
+        self.curves.pop(run, None)
+        numbers = self._numbers(values)
+        with quiet():
+            if status == "finished" and numbers is not None:
+                trial.set_user_attr(EXCESS, self._excess(values))
+                self.study.tell(trial, numbers)
+            elif status == "failed" or len(self.settings.aims) > 1 or status == "finished":
+                trial.set_user_attr("why", status if numbers else "a metric has no value")
+                self.study.tell(trial, state=TrialState.FAIL)
+            else:
+                trial.set_user_attr("why", status)
+                self.study.tell(trial, state=TrialState.PRUNED)
+
+    def warm(self, run: str, point: Point, values: Mapping[str, float | None]) -> bool:
+        """Tell of a run that finished before; False where it lies outside of the space, has no
+        value, or is known."""
+        numbers = self._numbers(values)
+        if numbers is None or not inside(self.space, point) or self.known(run):
+            return False
+        with quiet():
+            self.study.add_trial(
+                optuna.create_trial(
+                    params={axis: point[axis] for axis in _distributions(self.space, point)},
+                    distributions=_distributions(self.space, point),
+                    values=numbers,
+                    user_attrs={RUN: run, HELD: point, TOLD: True, EXCESS: self._excess(values)},
+                )
+            )
+        return True
+
+    def heard(self, run: str, tokens: float, value: float, hope: float | None = None) -> str | None:
+        """A measurement on the way. Says why the run is not worth its end, if so.
+
+        `hope`: the better end of the value's interval; a run is ended only if that is too bad.
+        """
+        trial, pruning = self.running.get(run), self.settings.pruning
+        if trial is None or pruning is None:
+            return None
+        curve = self.curves.setdefault(run, _Curve())
+        curve.tokens.append(tokens)
+        curve.values.append(value)
+        curve.hopes.append(value if hope is None else hope)
+        for rung in pruning.rungs(int(tokens) + 1):
+            found = curve.at(rung)
+            if found is None or rung in self._frozen(trial).intermediate_values:
+                continue
+            trial.report(found[0], rung)
+            if self._ends(trial, {rung: found[1]}, exact=hope is None):
+                aim = self.settings.aims[0].metric
+                return (
+                    f"{aim} is {found[0]:.4g} after {rung} tokens "
+                    f"({self.settings.pruning.kind if self.settings.pruning else ''})"
+                )
+        return None
+
+    def _ends(self, trial: optuna.Trial, hopes: dict[int, float], exact: bool) -> bool:
+        if exact:
+            return bool(trial.should_prune())
+        frozen = self.study._storage.get_trial(trial._trial_id)
+        better = {**frozen.intermediate_values, **hopes}
+        hopeful = optuna.create_trial(
+            state=TrialState.RUNNING, intermediate_values=better, user_attrs=frozen.user_attrs
+        )
+        return bool(self.study.pruner.prune(self.study, hopeful))
+
+    def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        return self.study._storage.get_trial(trial._trial_id)
+
+    def _numbers(self, values: Mapping[str, float | None]) -> list[float] | None:
+        """A value for each aim; None where one is missing, for it or for a bound."""
+        needed = [str(aim) for aim in self.settings.aims]
+        needed += [bound.metric for bound in self.settings.bounds]
+        if any(values.get(name) is None or not math.isfinite(values[name] or 0) for name in needed):
+            return None
+        return [float(values[str(aim)] or 0.0) for aim in self.settings.aims]
+
+    def _excess(self, values: Mapping[str, float | None]) -> list[float]:
+        return [bound.excess(values[bound.metric] or 0.0) for bound in self.settings.bounds]
+
+    def findings(self) -> Findings:
+        """All trials, the best of them, and how much each axis explains of each aim."""
+        trials = self.study.get_trials(deepcopy=False)
+        tried = tuple(_tried(trial) for trial in trials if RUN in trial.user_attrs)
+        ended = any(one.status == "finished" and one.kept for one in tried)
+        with quiet():
+            best = self.study.best_trials if ended else []
+        return Findings(
+            space=self.space,
+            settings=self.settings,
+            tried=tried,
+            best=tuple(trial.user_attrs[RUN] for trial in best),
+            importance=tuple(self._importance(i) for i in range(len(self.settings.aims))),
+        )
+
+    def _importance(self, aim: int) -> dict[str, float]:
+        """Of each axis for one aim; empty where too few runs have ended, or all ended alike."""
+        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values = {trial.values[aim] for trial in ended}
+        axes = [a for a in ended[0].params if all(a in t.params for t in ended)] if ended else []
+        axes = [axis for axis in axes if len({trial.params[axis] for trial in ended}) > 1]
+        if len(ended) < ENOUGH or len(values) < 2 or not axes:
+            return {}
+        with quiet():
+            found = get_param_importances(
+                self.study,
+                evaluator=FanovaImportanceEvaluator(seed=0),
+                params=axes,
+                target=lambda trial: trial.values[aim],
+            )
+        return {axis: found[axis] for axis in found}
+
+
+ENOUGH = 6  # finished trials before an axis is said to matter
+
+
+def preview(space: Space, settings: Settings, count: int) -> list[Point]:
+    """So many points as a search may choose: drawn evenly, nothing is kept."""
+    even: SamplerName = "grid" if settings.sampler == "grid" else "random"
+    plain = replace(settings, sampler=even, pruning=None)
+    searching = Searching(None, "preview", space, plain)
+    return [searching.ask().point for _ in range(count)]
+
+
+def inside(space: Space, point: Mapping[str, Any]) -> bool:
+    """Could this search have chosen the point?"""
+    if set(space) != set(point):
+        return False
+    for axis, spec in space.items():
+        value = point[axis]
+        if not isinstance(spec, Distribution):
+            fits = value == spec
+        elif spec.holds(point):
+            fits = spec.admits(value)
+        else:
+            fits = value is None
+        if not fits:
+            return False
+    return True
+
+
+def digest(space: Space, settings: Settings, overrides: Sequence[str] = ()) -> str:
+    """Trials can be compared within one space, under one set of aims and bounds."""
+    content = {
+        "space": {axis: str(spec) for axis, spec in space.items()},
+        "aims": [str(aim) for aim in settings.aims],
+        "constraints": settings.constraints,
+        "overrides": sorted(overrides),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _suggest(trial: optuna.Trial, space: Space) -> Point:
+    point: Point = {k: v for k, v in space.items() if not isinstance(v, Distribution)}
+    for axis, spec in space.items():
+        if not isinstance(spec, Distribution):
+            continue
+        if not spec.holds(point):
+            point[axis] = None
+        elif isinstance(spec, Choice):
+            point[axis] = trial.suggest_categorical(axis, spec.options)
+        elif isinstance(spec, Numbers) and spec.whole:
+            least, most, step = int(spec.low), int(spec.high), int(spec.step or 1)
+            point[axis] = trial.suggest_int(axis, least, most, step=step, log=spec.log)
+        else:
+            assert isinstance(spec, Numbers)
+            low, high = float(spec.low), float(spec.high)
+            point[axis] = trial.suggest_float(axis, low, high, step=spec.step, log=spec.log)
+    return {axis: point[axis] for axis in space}
+
+
+def _distributions(
+    space: Space, point: Mapping[str, Any]
+) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Optuna's own, of the axes that the point has."""
+    found: dict[str, optuna.distributions.BaseDistribution] = {}
+    for axis, spec in space.items():
+        if not isinstance(spec, Distribution) or not spec.holds(point):
+            continue
+        if isinstance(spec, Choice):
+            found[axis] = optuna.distributions.CategoricalDistribution(spec.options)
+        elif isinstance(spec, Numbers) and spec.whole:
+            found[axis] = optuna.distributions.IntDistribution(
+                int(spec.low), int(spec.high), log=spec.log, step=int(spec.step or 1)
+            )
+        else:
+            assert isinstance(spec, Numbers)
+            found[axis] = optuna.distributions.FloatDistribution(
+                spec.low, spec.high, log=spec.log, step=spec.step
+            )
+    return found
+
+
+def _sampler(space: Space, settings: Settings, done: int) -> optuna.samplers.BaseSampler:
+    """Seeded by how far the search is, so that one that goes on does not draw the same again."""
+    samplers = optuna.samplers
+    seed, first = settings.seed + done, max(4, min(10, settings.trials // 3))
+    bounds: Callable[[FrozenTrial], Sequence[float]] | None = (
+        (lambda trial: trial.user_attrs.get(EXCESS, ())) if settings.constraints else None
+    )
+    match settings.sampler:
+        case "tpe":
+            return samplers.TPESampler(seed=seed, n_startup_trials=first, constraints_func=bounds)
+        case "gp":
+            return samplers.GPSampler(
+                seed=seed, n_startup_trials=first, constraints_func=bounds,
+                warn_independent_sampling=False,
+            )  # fmt: skip
+        case "cmaes":
+            _need("cmaes")
+            return samplers.CmaEsSampler(
+                seed=seed, n_startup_trials=first, warn_independent_sampling=False
+            )
+        case "nsga2":
+            population = max(4, min(50, settings.trials // 4))
+            return samplers.NSGAIISampler(
+                population_size=population, seed=seed, constraints_func=bounds
+            )
+        case "qmc":  # its place in the sequence stands in the storage
+            return samplers.QMCSampler(
+                scramble=True, seed=settings.seed, warn_asynchronous_seeding=False,
+                warn_independent_sampling=False,
+            )  # fmt: skip
+        case "grid":
+            free = {k: list(v.values or ()) for k, v in space.items()
+                    if isinstance(v, Distribution)}  # fmt: skip
+            return _Grid(free, seed=settings.seed)
+        case "random":
+            return samplers.RandomSampler(seed=seed)
+
+
+class _Grid(optuna.samplers.GridSampler):  # type: ignore[misc]
+    """Optuna's, which stops a loop after the last combination that ask and tell do not have
+    (github.com/optuna/optuna/issues/5141); `Settings` end a search here."""
+
+    def after_trial(self, *args: Any) -> None: ...
+
+
+def _need(package: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise ValueError(
+            f"the sampler needs the package {package}: pip install {package}, or choose tpe or gp"
+        )
+
+
+def _pruner(settings: Settings, longest: int) -> optuna.pruners.BasePruner:
+    pruning, pruners = settings.pruning, optuna.pruners
+    if pruning is None:
+        return pruners.NopPruner()
+    if pruning.kind == "median":
+        return pruners.MedianPruner(n_startup_trials=pruning.spared)
+    options = {"min_resource": pruning.first, "reduction_factor": pruning.factor}
+    if pruning.kind == "asha":
+        return pruners.SuccessiveHalvingPruner(**options)
+    return pruners.HyperbandPruner(**options, max_resource=max(longest, pruning.first))
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    ended = trial.state == TrialState.COMPLETE
+    return Tried(
+        number=trial.number,
+        run=trial.user_attrs[RUN],
+        point=trial.user_attrs[HELD],
+        status=STATES[trial.state],
+        values=tuple(trial.values) if ended else (),
+        kept=all(excess <= 0 for excess in trial.user_attrs.get(EXCESS, ())),
+    )

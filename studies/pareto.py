@@ -1,0 +1,70 @@
+"""What does a lower loss cost in repetition and entropy of what a model writes?
+
+python studies/pareto.py --plan     # the space, points like those to come, and what they cost
+python studies/pareto.py            # all of it, on this machine
+isoflop rollouts studies/results/pareto
+
+Three aims at once: held-out loss, and how far the share of repeated 4-grams and the entropy of the
+next token are from those of held-out text, in rollouts of the same prompts and seeds. No point is
+best in all of them; the report shows those that are not beaten in all (the Pareto front).
+"""
+
+from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Spec, Text
+from isoflop.study import Study, integer, log, main, search, uniform
+from isoflop.targets import Autoregressive
+from models import LlamaConfig
+
+CONTEXT = 128
+
+
+def run(
+    *, arch: str, flops: float, lr: float, depth: int, width: int, smoothing: float, seed: int
+) -> Run:
+    """One point: the FLOPs are equal, so that a larger model reads less."""
+    return Run(
+        model=LlamaConfig(width=width, depth=depth, heads=width // 8, context=CONTEXT, tied=True),
+        data=Text(source="python-stdlib", tokenizer="bpe-2048"),
+        objective=Autoregressive(smoothing=smoothing),
+        flops=flops,
+        batch_tokens=4 * CONTEXT,
+        optimizer=AdamW(lr=lr, betas=(0.9, 0.99)),
+        schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),
+        evaluation=Evaluation(tokens=2**14, times=2),
+        rollouts=Rollouts(
+            specs=(
+                Spec(
+                    name="held",
+                    kind="heldout_prefix",
+                    count=16,
+                    prefix_tokens=32,
+                    seeds=2,
+                    new_tokens=64,
+                ),
+            ),
+            captures=2,
+        ),
+        seed=seed,
+    )
+
+
+study = Study(
+    name="pareto",
+    run=run,
+    points=search(
+        arch="llama",
+        flops=8e10,
+        lr=log(1e-3, 4e-2),
+        depth=integer(1, 4),
+        width=integer(16, 48, step=8),
+        smoothing=uniform(0.0, 0.2),
+        seed=0,
+    ).by(
+        "nsga2",
+        trials=32,
+        minimise=("val/loss",),
+        near=("rollout/held/repetition", "rollout/held/entropy"),
+    ),
+)
+
+if __name__ == "__main__":
+    main(study)
