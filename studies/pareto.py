@@ -5,8 +5,8 @@ python studies/pareto.py            # all of it, on this machine
 isoflop rollouts studies/results/pareto
 
 Three aims at once: held-out loss, and how far the share of repeated 4-grams and the entropy of the
-next token are from those of held-out text, in rollouts of the same prompts and seeds. No point is
-best in all of them; the report shows those that are not beaten in all (the Pareto front).
+tokens are from those of held-out text, in rollouts of the same prompts and seeds. No point is best
+in all of them; the report shows those that are not beaten in all (the Pareto front).
 """
 
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Spec, Text
@@ -62,7 +62,7 @@ study = Study(
         "nsga2",
         trials=32,
         minimise=("val/loss",),
-        near=("rollout/held/repetition", "rollout/held/entropy"),
+        near=("rollout/held/repetition", "rollout/held/unigram_entropy"),
     ),
 )
 

@@ -171,7 +171,9 @@ def check(search: Search, job: Job) -> None:
     """Raises ValueError for a rollout metric that the runs of the search do not have."""
     names = {metric.name for metric in METRICS}
     sets = {spec.name for spec in job.run.rollouts.asked}
+    unheld = {metric.name for metric in METRICS if metric.level in ("token", "group")}
     settings = search.settings
+    near = [aim for aim in settings.aims if aim.towards == "reference"]
     sought = {aim.metric for aim in settings.aims} | {bound.metric for bound in settings.bounds}
     for metric in sorted(sought):
         if not metric.startswith("rollout/"):
@@ -182,6 +184,11 @@ def check(search: Search, job: Job) -> None:
             raise ValueError(
                 f"the search is after {metric!r}; its runs have {own or 'no rollouts'}, each with "
                 f"one of {', '.join(sorted(names))}"
+            )
+        if plain in unheld and any(metric == aim.metric for aim in near):
+            raise ValueError(
+                f"the search wants {metric!r} near to that of held-out text, which has none: it is "
+                "of the model that writes"
             )
 
 

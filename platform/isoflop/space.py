@@ -343,6 +343,7 @@ class Tried:
     status: str  # finished, pruned, failed, running
     values: tuple[float, ...]  # one for each aim; empty where it has none
     kept: bool  # every constraint
+    why: str = ""  # it was given up
 
 
 @dataclass(frozen=True, kw_only=True)

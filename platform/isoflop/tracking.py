@@ -32,6 +32,7 @@ FIRST = "val/loss"  # MLflow's comparison opens with the metric that was written
 STATUS = {
     "finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED",
     "alarmed": "KILLED",
+    "pruned": "KILLED",
 }  # fmt: skip
 
 

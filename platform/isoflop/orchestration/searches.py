@@ -112,6 +112,8 @@ class Searching:
         self.space, self.settings = space, settings
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         up = [aim.towards == "up" for aim in settings.aims]
         with quiet():
             self.study = optuna.create_study(
@@ -183,30 +185,28 @@ class Searching:
             return
         del self.running[run]
         self.curves.pop(run, None)
-        numbers = self._numbers(values)
+        lacking = self._lacking(values)
         with quiet():
-            if status == "finished" and numbers is not None:
+            if status == "finished" and not lacking:
                 trial.set_user_attr(EXCESS, self._excess(values))
-                self.study.tell(trial, numbers)
-            elif status == "failed" or len(self.settings.aims) > 1 or status == "finished":
-                trial.set_user_attr("why", status if numbers else "a metric has no value")
-                self.study.tell(trial, state=TrialState.FAIL)
-            else:
-                trial.set_user_attr("why", status)
-                self.study.tell(trial, state=TrialState.PRUNED)
+                self.study.tell(trial, self._numbers(values))
+                return
+            ended = status not in ("finished", "failed") and len(self.settings.aims) == 1
+            why = f"{lacking[0]} has no value" if status == "finished" else status
+            trial.set_user_attr("why", why)
+            self.study.tell(trial, state=TrialState.PRUNED if ended else TrialState.FAIL)
 
     def warm(self, run: str, point: Point, values: Mapping[str, float | None]) -> bool:
         """Tell of a run that finished before; False where it lies outside of the space, has no
         value, or is known."""
-        numbers = self._numbers(values)
-        if numbers is None or not inside(self.space, point) or self.known(run):
+        if self._lacking(values) or not inside(self.space, point) or self.known(run):
             return False
         with quiet():
             self.study.add_trial(
                 optuna.create_trial(
                     params={axis: point[axis] for axis in _distributions(self.space, point)},
                     distributions=_distributions(self.space, point),
-                    values=numbers,
+                    values=self._numbers(values),
                     user_attrs={RUN: run, HELD: point, TOLD: True, EXCESS: self._excess(values)},
                 )
             )
@@ -250,12 +250,15 @@ class Searching:
     def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
         return self.study._storage.get_trial(trial._trial_id)
 
-    def _numbers(self, values: Mapping[str, float | None]) -> list[float] | None:
-        """A value for each aim; None where one is missing, for it or for a bound."""
+    def _lacking(self, values: Mapping[str, float | None]) -> list[str]:
+        """Aims and bounds without a finite value."""
         needed = [str(aim) for aim in self.settings.aims]
         needed += [bound.metric for bound in self.settings.bounds]
-        if any(values.get(name) is None or not math.isfinite(values[name] or 0) for name in needed):
-            return None
+        known = {name: value for name, value in values.items() if value is not None}
+        return [name for name in needed if not math.isfinite(known.get(name, math.nan))]
+
+    def _numbers(self, values: Mapping[str, float | None]) -> list[float]:
+        """A value for each aim."""
         return [float(values[str(aim)] or 0.0) for aim in self.settings.aims]
 
     def _excess(self, values: Mapping[str, float | None]) -> list[float]:
@@ -451,4 +454,5 @@ def _tried(trial: FrozenTrial) -> Tried:
         status=STATES[trial.state],
         values=tuple(trial.values) if ended else (),
         kept=all(excess <= 0 for excess in trial.user_attrs.get(EXCESS, ())),
+        why=str(trial.user_attrs.get("why", "")),
     )

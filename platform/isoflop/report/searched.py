@@ -10,7 +10,7 @@ import pandas as pd
 
 from isoflop.report.tables import text
 from isoflop.scaling.plots import COLOURS, GREY, panels
-from isoflop.space import Aim, Distribution, Findings, Numbers, Tried
+from isoflop.space import SAMPLERS, Aim, Distribution, Findings, Numbers, Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,9 @@ class Searched:
     def text(self) -> str:
         """The verdict."""
         if not self.ended:
-            return "No trial has finished, so nothing can be said."
+            given_up = [one.why for one in self.found.tried if one.status == "failed"]
+            reason = f": {len(given_up)} were given up ({given_up[0]})" if given_up else ""
+            return f"No trial has a value, so nothing can be said{reason}."
         if not self.best:
             bounds = ", ".join(self.found.settings.constraints)
             return f"None of the {len(self.ended)} trials that finished keeps {bounds}."
@@ -57,9 +59,8 @@ class Searched:
 
     def _winner(self) -> str:
         best, aim = self.best[0], self.aims[0]
-        ranked = sorted(
-            (one.values[0] for one in self.ended if one.kept), reverse=aim.towards == "up"
-        )
+        each = {one.run: one.values[0] for one in self.ended if one.kept}
+        ranked = sorted(each.values(), reverse=aim.towards == "up")
         later = ""
         if len(ranked) > 1:
             later = f", {text(abs(ranked[1] - ranked[0]))} better than the next"
@@ -109,6 +110,11 @@ class Searched:
         if not pruned:
             return []
         return [f"{len(pruned)} trials were ended early or diverged."]
+
+    @property
+    def sampler(self) -> str:
+        """What chose the points, in words."""
+        return SAMPLERS[self.found.settings.sampler]
 
     @property
     def heads(self) -> list[str]:
