@@ -42,6 +42,7 @@ class Spec:
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0
     new_tokens: int = 64
+    weights: Literal["raw", "ema"] = "raw"  # of which model: as trained, or averaged (`Run.ema`)
 
     def __post_init__(self) -> None:
         name = f"rollouts.specs.{self.name}" if self.name else "rollouts"
@@ -54,6 +55,7 @@ class Spec:
         else:
             own = self.prompts or self.source
             _check(not own, f"{name}.prompts", own, f"left out where the kind is {self.kind}")
+        _check(self.weights in ("raw", "ema"), f"{name}.weights", self.weights, "raw or ema")
         for field, value in self._counts():
             _check(value > 0, f"{name}.{field}", value, "above 0")
         _check(self.temperature >= 0, f"{name}.temperature", self.temperature, "at least 0")

@@ -143,10 +143,12 @@ class Evaluation:
     times: int = 4  # evaluations per run at log-spaced points; the last is the end of the run
     # At each, measure the gradient noise scale too, for the price of a step: which batch pays?
     noise_scale: bool = younger(False)
+    weights: Literal["raw", "ema"] = younger("raw")  # that are judged; "ema" needs `Run.ema`
 
     def __post_init__(self) -> None:
         _check(self.tokens > 0, "evaluation.tokens", self.tokens, "above 0")
         _check(self.times > 0, "evaluation.times", self.times, "above 0")
+        _check(self.weights in ("raw", "ema"), "evaluation.weights", self.weights, "raw or ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,7 @@ class Run:
     objective: targets.Objective = field(default_factory=Autoregressive)
     schedule: Schedule = Schedule()
     parametrisation: Parametrisation = younger(Parametrisation())
+    ema: float = younger(0.0)  # share of the averaged weights that a step keeps; 0: no average
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     evaluation: Evaluation = Evaluation()
@@ -198,6 +201,12 @@ class Run:
         _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
         _check(0 <= self.seed < 2**64, "seed", self.seed, "at least 0 and below 2**64")
         targets.fits(self.objective, self.model)
+        _check(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
+        if self.averaged and not self.ema:
+            raise ValueError(
+                "ema is 0.0, so there are no averaged weights for what asks for them "
+                "(weights 'ema' of evaluation or rollouts); give ema, as in 0.999"
+            )
 
     def resolve(self, *, vocab: int, fingerprint: str) -> Run:
         """The run with its vocabulary, its text's fingerprint and its length in whole steps."""
@@ -216,6 +225,12 @@ class Run:
         steps = max(1, round(wanted / self.batch_tokens))
         data = replace(self.data, fingerprint=fingerprint)
         return replace(self, model=model, data=data, tokens=steps * self.batch_tokens, flops=None)
+
+    @property
+    def averaged(self) -> bool:
+        """Is anything asked of the averaged weights?"""
+        asked = (spec.weights for spec in self.rollouts.asked)
+        return "ema" in (self.evaluation.weights, *asked)
 
     @property
     def resolved(self) -> bool:

@@ -97,6 +97,7 @@ OTHER: dict[str, Any] = {
     "parametrisation.width": 64,
     "parametrisation.depth": 8,
     "parametrisation.head": 16,
+    "ema": 0.99,
     "precision": "float32",
     "seed": 1,
     "evaluation.tokens": 2**14,
@@ -137,10 +138,16 @@ def changed(value: Any, path: str, new: Any) -> Any:
 @pytest.mark.parametrize("model", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_every_field_that_numbers_depend_on_changes_the_identity(model: Any) -> None:
     run = resolved(model)
-    paths = set(leaves(run)) - set(NOT_SCIENCE) - {"flops"}  # a resolved run has no flops
+    # A resolved run has no flops; averaged weights are judged where there are some (below).
+    paths = set(leaves(run)) - set(NOT_SCIENCE) - {"flops", "evaluation.weights"}
     assert paths <= set(OTHER)
     identities = {path: changed(run, path, OTHER[path]).identity for path in paths}
     assert len({run.identity, *identities.values()}) == 1 + len(paths)
+
+
+def test_which_weights_are_judged_changes_the_identity() -> None:
+    run = replace(resolved(), ema=0.99)
+    assert changed(run, "evaluation.weights", "ema").identity != run.identity
 
 
 @pytest.mark.parametrize(("path", "value"), NOT_SCIENCE.items())

@@ -24,6 +24,7 @@ from isoflop.rollouts import capture, prompts, rows
 from isoflop.rollouts.judge import judge
 from isoflop.rollouts.metrics import GROUP, plugins
 from isoflop.run import Run, Spec
+from isoflop.training.checkpoint import AVERAGED
 from isoflop.training.distributed import Ranks
 from models.interface import Config, Model
 
@@ -57,12 +58,12 @@ class Ended:
             raise ValueError(f"{self.folder} has no checkpoints: nothing can be asked of it")
         return [(int(path.name.removeprefix("step-")), path) for path in found]
 
-    def load(self, path: Path) -> Model:
+    def load(self, path: Path, file: str = "model.safetensors") -> Model:
         """The model with the weights of a checkpoint. Raises ValueError where it is damaged."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = self.run.model.build()
         try:
-            load_model(model, str(path / "model.safetensors"))
+            load_model(model, str(path / file))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the weights in {path} cannot be read ({error})") from error
         return model.to(device)
@@ -107,11 +108,13 @@ def backfill(
     )  # fmt: skip
     files = []
     for step, path in steps:
-        model = ended.load(path)
+        models = {"raw": ended.load(path)}
+        if any(one.spec.weights == "ema" for one in made):
+            models["ema"] = ended.load(path, AVERAGED)
         tokens = step * ended.run.batch_tokens
         flops = float(tokens) * ended.run.model.flops_per_token().training
         for one in made:
-            found = one(model, step=step, tokens=tokens, flops=flops)
+            found = one(models[one.spec.weights], step=step, tokens=tokens, flops=flops)
             assert found is not None
             said = "is there" if found.reused else f"{found.count} rollouts"
             say(f"step {step}  {one.spec.name or 'own prompts'}: {said}, {found.rows}")

@@ -21,7 +21,7 @@ from isoflop.rollouts.generate import Rollout
 from isoflop.rollouts.novelty import Reading
 from isoflop.rollouts.prompts import resolve
 from isoflop.rollouts.statistics import Aggregate
-from isoflop.run import Rollouts, Run
+from isoflop.run import Rollouts, Run, Spec
 from isoflop.training.checkpoint import Progress, write_json
 from isoflop.training.distributed import Ranks, agree, gather
 from isoflop.training.loop import Record
@@ -88,6 +88,14 @@ def captures(
     ]
 
 
+def weighted(spec: Spec, model: Model, averaged: Model | None) -> Model:
+    """The model that a set of prompts is put to."""
+    if spec.weights == "raw":
+        return model
+    assert averaged is not None, "a run without averaged weights asks nothing of them"
+    return averaged
+
+
 class Capturing:
     """What the loop calls at the capture steps, on every rank."""
 
@@ -112,7 +120,9 @@ class Capturing:
     def stop(self) -> bool:
         return self.stopped is not None
 
-    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
+    def __call__(
+        self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
+    ) -> Record:
         affords = self.budget.affords(
             spent=progress.capture_seconds,
             training=progress.seconds,
@@ -127,7 +137,8 @@ class Capturing:
         seconds = 0.0
         known: dict[str, Aggregate] = {}
         for capture in self.captures:
-            captured = capture(model, step=step, tokens=tokens, flops=flops)
+            asked = weighted(capture.spec, model, averaged)
+            captured = capture(asked, step=step, tokens=tokens, flops=flops)
             if captured is not None:
                 seconds += captured.seconds
                 record |= recorded(capture.spec.name, captured)

@@ -39,7 +39,7 @@ class Offer:
     """The weights of a step."""
 
     step: int
-    weights: Weights
+    weights: dict[str, Weights]  # "raw", and "ema" where the run keeps that
     kept: bool  # whatever comes after it
 
 
@@ -69,7 +69,9 @@ class Scribe:
         self.captures = captures(
             run, prepared, job.folder / "rollouts", Ranks(), study=job.study, axes=job.axes
         )
-        self.model: Model = run.model.build()
+        self.models: dict[str, Model] = {"raw": run.model.build()}
+        if run.ema:
+            self.models["ema"] = run.model.build()
         self.tokens = run.batch_tokens
         self.flops = run.model.flops_per_token().training
         self.desk, self.changed = Desk(), threading.Condition()
@@ -78,7 +80,7 @@ class Scribe:
         self.error: BaseException | None = None
         threading.Thread(target=self._work, daemon=True).start()
 
-    def offer(self, step: int, weights: Weights, kept: bool) -> None:
+    def offer(self, step: int, weights: dict[str, Weights], kept: bool) -> None:
         """Put the weights of a step on the desk."""
         with self.changed:
             self.desk.put(Offer(step, weights, kept))
@@ -109,13 +111,17 @@ class Scribe:
                 self.changed.notify_all()
 
     def _captured(self, offer: Offer) -> Record:
-        weights = {name: torch.tensor(values) for name, values in offer.weights.items()}
-        self.model.load_state_dict(weights)
+        for kind, model in self.models.items():
+            copied = offer.weights[kind].items()
+            model.load_state_dict({name: torch.tensor(values) for name, values in copied})
         tokens = offer.step * self.tokens
         record: Record = {}
         for capture in self.captures:
             found = capture(
-                self.model, step=offer.step, tokens=tokens, flops=float(tokens) * self.flops
+                self.models[capture.spec.weights],
+                step=offer.step,
+                tokens=tokens,
+                flops=float(tokens) * self.flops,
             )
             assert found is not None, "a scribe works alone"
             record |= recorded(capture.spec.name, found)
@@ -133,7 +139,7 @@ class Beside:
         self,
         job: Job,
         ranks: Ranks,
-        offer: Callable[[int, Weights, bool], object],
+        offer: Callable[[int, dict[str, Weights], bool], object],
         finish: Callable[[], tuple[Record, list[int]]],
     ) -> None:
         asked = job.run.rollouts
@@ -141,11 +147,16 @@ class Beside:
         self.last = job.run.steps
         self.ranks, self.offer, self.finish = ranks, offer, finish
 
-    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
+    def __call__(
+        self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
+    ) -> Record:
         if not self.ranks.leads:
             return {}
         began = time.perf_counter()
-        self.offer(step, weights(model), step in (0, self.last))
+        copied = {"raw": weights(model)}
+        if averaged is not None:
+            copied["ema"] = weights(averaged)
+        self.offer(step, copied, step in (0, self.last))
         record: Record = {"capture/copy_seconds": time.perf_counter() - began}
         if step == self.last:
             found, dropped = self.finish()
@@ -167,14 +178,14 @@ def beside(job: Job, ranks: Ranks, cpus: float = 0.0) -> Beside:
     """
     import ray
 
-    def nothing(step: int, weights: Weights, kept: bool) -> None: ...
+    def nothing(step: int, weights: dict[str, Weights], kept: bool) -> None: ...
 
     if not ranks.leads:
         return Beside(job, ranks, nothing, lambda: ({}, []))
     remote: Any = ray.remote(Scribe)
     actor = remote.options(num_cpus=cpus).remote(job, job.prepared)
 
-    def offer(step: int, weights: Weights, kept: bool) -> None:
+    def offer(step: int, weights: dict[str, Weights], kept: bool) -> None:
         actor.offer.remote(step, ray.put(weights), kept)  # in order: an actor has one thread
 
     def finish() -> tuple[Record, list[int]]:

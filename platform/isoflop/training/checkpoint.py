@@ -4,6 +4,7 @@ A checkpoint is a folder, written under a temporary name and renamed when it is 
 
     model.safetensors       the weights
     optimizer.safetensors   the optimizer's tensors, named <parameter index>.<name>
+    ema.safetensors         the averaged weights, where the run keeps them
     state.json              step, seconds, history, the resolved run, its identity, its tokenizer
 
 The schedule and the order of the data are functions of (run, step), and every step seeds torch's
@@ -25,8 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from isoflop.run import Run
+from isoflop.training.averaging import Average
 from models.interface import Model
 
+AVERAGED = "ema.safetensors"
 KEPT = 2  # the newest, and one before it in case the newest cannot be read
 
 
@@ -47,6 +50,7 @@ def save(
     progress: Progress,
     model: Model,
     optimizer: torch.optim.Optimizer | None,
+    average: Average | None = None,
 ) -> Path:
     """Write `folder/step-N`, atomically, and drop all but the newest `KEPT`. Without an optimizer
     it is a final checkpoint: enough to sample and evaluate, not to go on training.
@@ -58,7 +62,7 @@ def save(
     partial = folder / f".{target.name}.{os.getpid()}"
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        _fill(partial, run, progress, model, optimizer)
+        _fill(partial, run, progress, model, optimizer, average)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, SafetensorError):  # its word for what the system would not write
@@ -78,10 +82,13 @@ def _fill(
     progress: Progress,
     model: Model,
     optimizer: torch.optim.Optimizer | None,
+    average: Average | None,
 ) -> None:
     save_model(model, str(partial / "model.safetensors"))  # stores tied weights once
     if optimizer is not None:
         save_file(_flatten(optimizer), partial / "optimizer.safetensors")
+    if average is not None:
+        save_model(average.model, str(partial / AVERAGED))
     for file in partial.iterdir():
         _flush(file)
     state = {
@@ -99,6 +106,7 @@ def load(
     model: Model,
     optimizer: torch.optim.Optimizer,
     warn: Callable[[str], None] = print,
+    average: Average | None = None,
 ) -> Progress:
     """Bring model and optimizer to the newest checkpoint that can be read; a fresh start if none
     is.
@@ -112,6 +120,8 @@ def load(
             identity, progress = state["identity"], Progress(**state["progress"])
             moments = {} if _ended(path, run) else load_file(path / "optimizer.safetensors")
             load_file(path / "model.safetensors")  # whole? before the model is touched
+            if average is not None:
+                load_file(path / AVERAGED)
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             warn(f"checkpoint {path} cannot be read ({error!r}); trying the one before it")
             continue
@@ -119,6 +129,9 @@ def load(
             raise ValueError(f"checkpoint {path} was written by run {identity}")
         load_model(model, str(path / "model.safetensors"))
         _unflatten(optimizer, moments)
+        if average is not None:
+            load_model(average.model, str(path / AVERAGED))
+            average.goes_on(progress.step)
         return progress
     return Progress()
 

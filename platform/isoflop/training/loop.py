@@ -25,6 +25,7 @@ from isoflop.data.rows import Rows
 from isoflop.objectives import Batch
 from isoflop.run import Run
 from isoflop.training import checkpoint, optimizer, parametrisation
+from isoflop.training.averaging import Average
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, mean, wrap
 from isoflop.training.evaluate import HeldOut, evaluate, points
@@ -49,7 +50,10 @@ class Capture(Protocol):
     @property
     def steps(self) -> tuple[int, ...]: ...
 
-    def __call__(self, model: Model, *, step: int, progress: Progress) -> Record: ...
+    def __call__(
+        self, model: Model, *, step: int, progress: Progress, averaged: Model | None
+    ) -> Record:
+        """`averaged`: the model with its weights averaged, where the run keeps that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ class Outcome:
     status: Literal["finished", "diverged", "stopped"]
     progress: Progress = field(repr=False)
     model: Model = field(repr=False)
+    averaged: Model | None = field(repr=False, default=None)
 
 
 def log_every(steps: int) -> int:
@@ -104,8 +109,9 @@ def train(
     parametrisation.initialise(model, run.parametrisation)
     model = model.to(ranks.device)
     optim = optimizer.build(model, run.optimizer, run.parametrisation)
-    progress = checkpoint.load(folder, run, model, optim, hooks.warn)
-    session = _Session(run, inputs, ranks, folder, hooks, model, optim, progress)
+    average = Average.of(run, model)
+    progress = checkpoint.load(folder, run, model, optim, hooks.warn, average)
+    session = _Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
     return session.go()
 
 
@@ -122,6 +128,7 @@ class _Session:
         model: Model,
         optim: torch.optim.Optimizer,
         progress: Progress,
+        average: Average | None,
     ) -> None:
         self.run, self.inputs, self.ranks, self.folder, self.hooks = (
             run,
@@ -131,6 +138,7 @@ class _Session:
             hooks,
         )
         self.model, self.optim, self.progress = model, optim, progress
+        self.average = average
         self.objective = objectives.build(run.objective, run.model)
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
@@ -185,6 +193,8 @@ class _Session:
         seed_step(self.run, step, self.ranks)
         batch = feeder.batch(step)
         loss, norm = update(forward, self.optim, self.objective, batch, self.run, self.ranks)
+        if self.average:
+            self.average.update(self.model)
         self.losses.append(loss)
         self.progress.step = step + 1
         return norm
@@ -232,9 +242,10 @@ class _Session:
 
     def _evaluate(self) -> Record:
         started = time.perf_counter()
-        score = evaluate(
-            self.model, self.inputs.held_out, self.objective, self.ranks, self.run.rows
-        )
+        model = self.model
+        if self.average and self.run.evaluation.weights == "ema":
+            model = self.average.model
+        score = evaluate(model, self.inputs.held_out, self.objective, self.ranks, self.run.rows)
         self.progress.evaluation_seconds += time.perf_counter() - started
         record = {"val/loss": score.loss, "val/bits_per_byte": score.bits_per_byte}
         for name, part in score.parts.items():
@@ -255,7 +266,12 @@ class _Session:
     def _capture(self, capture: Capture) -> Record:
         """All ranks capture, each its share of the prompts; rank 0 has the record."""
         started = time.perf_counter()
-        record = capture(self.model, step=self.progress.step, progress=self.progress)
+        record = capture(
+            self.model,
+            step=self.progress.step,
+            progress=self.progress,
+            averaged=self.average.model if self.average else None,
+        )
         self.progress.capture_seconds += time.perf_counter() - started
         return record
 
@@ -274,7 +290,9 @@ class _Session:
         if self.ranks.leads:
             optim = None if final else self.optim
             try:
-                path = checkpoint.save(self.folder, self.run, self.progress, self.model, optim)
+                path = checkpoint.save(
+                    self.folder, self.run, self.progress, self.model, optim, self.average
+                )
             except OSError as error:
                 if final:
                     raise
@@ -287,4 +305,5 @@ class _Session:
         self._report()
         if status == "finished":
             self._save(final=True)
-        return Outcome(status=status, progress=self.progress, model=self.model)
+        averaged = self.average.model if self.average else None
+        return Outcome(status=status, progress=self.progress, model=self.model, averaged=averaged)

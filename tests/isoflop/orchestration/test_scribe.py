@@ -96,6 +96,6 @@ def test_weights_are_copies(make_run: MakeRun) -> None:
 def test_an_error_of_a_scribe_is_told(make_run: MakeRun, make_job: MakeJob) -> None:
     job = make_job(make_run(rollouts=ASKED))
     scribe = Scribe(job, job.prepared)
-    scribe.offer(0, {"nonsense": np.zeros(1)}, True)
+    scribe.offer(0, {"raw": {"nonsense": np.zeros(1)}}, True)
     with pytest.raises(RuntimeError, match="beside the training failed"):
         scribe.finish()

@@ -346,7 +346,9 @@ def test_a_capture_is_asked_at_its_steps_with_the_model_of_that_step(
     class Capture:
         steps = (0, 7, 20)
 
-        def __call__(self, model: Model, *, step: int, progress: Progress) -> Record:
+        def __call__(
+            self, model: Model, *, step: int, progress: Progress, averaged: Model | None
+        ) -> Record:
             assert step == progress.step
             seen[step] = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
             return {"rollout/x": float(step)}
