@@ -24,6 +24,7 @@ ALLOWED = {
     "objectives": {"run", "targets", "data", "models.interface"},
     "exchange": {"run", "data", "models", "models.interface"},
     "sample": {"exchange", "rollouts"},
+    "reward": {"run", "captures", "exchange", "rollouts", "training", "data"},
     "score": {"exchange", "objectives", "targets", "data", "training"},
     "training": {"run", "data", "objectives", "models.interface"},
     "rollouts": {
@@ -72,7 +73,7 @@ ALLOWED = {
     },
     "cli": {
         "benchmarks", "tracking", "scaling", "report", "planning", "data", "orchestration", "run",
-        "models", "sample", "score", "rollouts.report",
+        "models", "sample", "score", "reward", "rollouts.report",
         "tracked",
     },
 }  # fmt: skip

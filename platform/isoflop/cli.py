@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import command as cluster
-from isoflop import sample, score
+from isoflop import reward, sample, score
 from isoflop.data import command as data
 from isoflop.planning.options import add as plan_options
 from isoflop.report.command import options as compare_options
@@ -121,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     _backfill_options(verbs.add_parser("backfill", help="ask a run that has ended"))
 
     sample.add(verbs.add_parser("sample", help="what a checkpoint writes after a prompt"))
+    reward.add(verbs.add_parser("reward", help="go on from a checkpoint by reward (GRPO)"))
     score.add(verbs.add_parser("evaluate", help="how well a checkpoint predicts a text"))
 
     ui = verbs.add_parser("ui", help="show the runs in MLflow (on this machine only)")

@@ -105,7 +105,7 @@ def _step(
     ]
     sampling = Sampling(settings.temperature, settings.new_tokens, (tokenizer.end_of_text,))
     rows = generate(model, ids, seeds, sampling)
-    traces = [_trace(row, tasks[row.prompt_index], tokenizer) for row in rows]
+    traces = [trace_of(row, tasks[row.prompt_index], tokenizer) for row in rows]
     rewards = rubric.score(traces).rewards
     groups = [row.prompt_index for row in rows]
     advantages = relative(rewards, groups)
@@ -161,7 +161,7 @@ def surrogate(
     return loss
 
 
-def _trace(row: Rollout, task: Task, tokenizer: Tokenizer) -> Trace:
+def trace_of(row: Rollout, task: Task, tokenizer: Tokenizer) -> Trace:
     own = row.completion_ids[:-1] if row.stop == "stop" else row.completion_ids
     return Trace(
         task=task,
