@@ -21,6 +21,7 @@ ELSEWHERE = {
 }
 # Exits with 1 where a speed misses its goal, which a busy machine may well do: no test is timed.
 TIMED = "isoflop bench data"
+SAYS = {"--next": "Nothing has been started", "isoflop fit": "alpha"}  # after the study
 SLOW = ("python studies/scaling_grid.py", "isoflop bench")
 
 
@@ -83,8 +84,10 @@ def test_slow_commands(command: str, storage: Path) -> None:
         assert "At 3.6e11 FLOPs" in shown and "report.html" in shown and "compare" in shown
         again = carry_out(command, storage)
         assert "nothing to train" in again
+        assert {word for later in AFTER for word in SAYS if word in later} == set(SAYS)
         for later in AFTER:
-            assert "E" in carry_out(later, storage)
+            told = carry_out(later, storage)
+            assert all(said in told for word, said in SAYS.items() if word in later)
 
 
 def test_the_readme_names_both_commands() -> None:

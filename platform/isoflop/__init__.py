@@ -7,9 +7,11 @@ The rooms, in reading order (data order):
     captures       its part that says what the model is asked to write, and when
     targets        what a run may be asked to predict: three objectives as values
     design         a question as values: axes, their points, one run per point
+    space          what a search looks through, and what it is after
     study          the command line that every study has
     campaign       what that command does on one machine: plan, train, report
     watching       who looks on while it runs, and what ends it early
+    searching      runs that are chosen while others train
     upcoming       which run a study should do next, and doing it
     preregister    the largest runs, held back until their loss is predicted
     planning       which study a budget pays for: `isoflop plan`
@@ -20,6 +22,7 @@ The rooms, in reading order (data order):
     exchange       models in the form of the Hugging Face hub, and our checkpoints by themselves
     rollouts       what the model writes while it learns: generate, capture, measure
     sample         what a checkpoint writes after a prompt: `isoflop sample`
+    reward         how a checkpoint goes on by reward: `isoflop reward`
     score          how well a checkpoint predicts a text: `isoflop evaluate`
     tracking       what MLflow is told; the only file, but the next, that imports mlflow
     tracked        what MLflow has recorded
