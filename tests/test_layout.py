@@ -54,8 +54,9 @@ ALLOWED = {
     "design": {"run", "space"},
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
-        "progress", "report", "plan", "design", "preregister", "watching", "searching",
+        "progress", "report", "plan", "design", "preregister", "watching", "searching", "trunks",
     },
+    "trunks": {"orchestration", "training"},
     "searching": {
         "run", "space", "design", "campaign", "record", "plan", "progress", "orchestration",
         "rollouts", "training", "upcoming",

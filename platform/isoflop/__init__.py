@@ -12,6 +12,7 @@ The rooms, in reading order (data order):
     campaign       what that command does on one machine: plan, train, report
     watching       who looks on while it runs, and what ends it early
     searching      runs that are chosen while others train
+    trunks         runs that share their beginning with a longer one
     upcoming       which run a study should do next, and doing it
     preregister    the largest runs, held back until their loss is predicted
     planning       which study a budget pays for: `isoflop plan`

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop import preregister, record, tracking
+from isoflop import preregister, record, tracking, trunks
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared
@@ -44,7 +44,13 @@ if TYPE_CHECKING:
     from isoflop.report.searched import Searched
     from isoflop.searching import Source
 
-LOCAL = ("runs", "ray", "stop", "lock")  # of a study's folder: not for the driver to write back
+LOCAL = (
+    "runs",
+    "ray",
+    "trunks",
+    "stop",
+    "lock",
+)  # of a study's folder: not for the driver to write back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,10 @@ class Campaign:
             return plan(self)
         left = record.unfinished(self.chosen)
         price = self.limits.price
-        seconds = show(self.chosen, left, self.machine.workers, self.machine.at_once, price)
+        saved = trunks.steps_saved(trunks.attached(left, self.folder))
+        seconds = show(
+            self.chosen, left, self.machine.workers, self.machine.at_once, price, shared=saved
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PLAN, seconds)
 
@@ -219,6 +228,7 @@ class Campaign:
                 print(f"all {len(self.chosen)} runs have finished before; nothing to train")
                 self.report()
             shutil.rmtree(self.folder / "ray", ignore_errors=True)  # Ray's own bookkeeping
+            trunks.clear(self.jobs, self.folder)
         failures = [job for job in self.chosen if _status(job) == "failed"]
         for job in failures:
             print(f"failed: {job.label}: {(result(job.folder) or {}).get('error')}")
@@ -284,10 +294,16 @@ class Campaign:
         return False
 
     def _in_stages(self, left: list[Job], share: Any, watcher: Both) -> None:
-        from isoflop.orchestration.points import run_points
+        from isoflop.orchestration.points import run_points, run_search
 
+        store, stop = self.folder / "ray", self.folder / "stop"
         for stage in preregister.stages(self, left) if self.preregister else [left]:
-            run_points(stage, share, self.folder / "ray", watcher)
+            jobs = trunks.attached(stage, self.folder)
+            if any(job.trunk for job in jobs):
+                ordered = trunks.Ordered(jobs)
+                run_search(ordered, share, store, Both(ordered, watcher), stop)
+            else:
+                run_points(stage, share, store, watcher)
             if (self.folder / "stop").exists():
                 return
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from isoflop import objectives
@@ -36,15 +36,19 @@ def show(
     price: float | None = None,
     *,
     summary: bool = True,
+    shared: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
     """Print the table of `jobs` and the cost of those that are `left`, in dollars too if there is a
-    `price` per hour of this machine. Returns the seconds of every job on one core, by identity.
+    `price` per hour of this machine. `shared`: steps that a run has from a trunk, by identity.
+    Returns the seconds of every job on one core, by identity.
     """
     from rich.console import Console
     from rich.table import Table
 
     rates = throughput(job.run for job in jobs)
-    seconds = {job.run.identity: _seconds(job.run, rates) for job in jobs}
+    shared = shared or {}
+    own = {job.run.identity: 1 - shared.get(job.run.identity, 0) / job.run.steps for job in jobs}
+    seconds = {job.run.identity: own[job.run.identity] * _seconds(job.run, rates) for job in jobs}
     waiting = {job.run.identity for job in left}
     table = Table(box=None, pad_edge=False)
     table.add_column("point")
@@ -68,7 +72,13 @@ def show(
         return seconds
     at_once = at_once or max(1, (os.cpu_count() or 1) // workers)
     wall = makespan([seconds[name] for name in waiting], at_once) / workers
-    total = sum(float(job.run.training_flops) for job in left)
+    total = sum(own[job.run.identity] * float(job.run.training_flops) for job in left)
+    if shared:
+        alone = sum(float(job.run.training_flops) for job in left)
+        print(
+            f"{len(shared)} runs cool down from a longer run's checkpoint: that saves "
+            f"{short(alone - total)} of {short(alone)} FLOPs ({1 - total / alone:.0%})."
+        )
     cost = "" if price is None else f" and {wall / 3600 * price:.2f} dollars"
     print(
         f"{len(left)} of {len(jobs)} runs to train: {short(total)} FLOPs, about {duration(wall)}"
@@ -134,7 +144,7 @@ def against_plan(folder: Path, trained: list[Job]) -> str:
     both = [(planned[job.run.identity], result(job.folder) or {}) for job in trained
             if job.run.identity in planned]  # fmt: skip
     pairs = [
-        (said, values["seconds"] + values["evaluation_seconds"])
+        (said, values["seconds"] - values["shared_seconds"] + values["evaluation_seconds"])
         for said, values in both
         if values.get("status") == "finished"
     ]
@@ -150,6 +160,10 @@ def against_plan(folder: Path, trained: list[Job]) -> str:
 def spent(jobs: list[Job], wall: float, price: float | None) -> str:
     """One line on where the time went: training, evaluation, capture, and everything else."""
     results = [result(job.folder) or {} for job in jobs]
+    results = [
+        {**values, "seconds": (values.get("seconds") or 0.0) - (values.get("shared_seconds") or 0)}
+        for values in results
+    ]
     parts = {
         name: sum(values.get(f"{key}seconds") or 0.0 for values in results)
         for name, key in (("training", ""), ("evaluation", "evaluation_"), ("rollouts", "capture_"))

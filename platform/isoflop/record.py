@@ -93,6 +93,7 @@ def _row(job: Job) -> dict[str, Any]:
         **ended.get("data", {}),  # exact, where the sizes of the text are not
         **{name: ended.get(name) for name in RESULTS},
         **_floor(job.run),
+        "flops_shared": _shared(job.run, ended),
         "flops_recomputed": _recomputed(job.run) if ended.get("checkpointing") else 0.0,
         "noise_scale": ended.get("noise_scale"),
         "capture_seconds": ended.get("capture_seconds"),
@@ -112,6 +113,12 @@ def _floor(run: Run) -> dict[str, float]:
     if not run.data.source.startswith(known.PREFIX):
         return {}
     return {"floor_bits_per_byte": known.named(run.data.source).nats_per_byte / math.log(2)}
+
+
+def _shared(run: Run, ended: Mapping[str, Any]) -> float:
+    """FLOPs of a trunk that another run trained; `flops` counts them as if alone."""
+    steps = ended.get("shared_steps") or 0
+    return float(run.model.flops_per_token().training * steps * run.batch_tokens)
 
 
 def _recomputed(run: Run) -> float:

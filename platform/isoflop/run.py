@@ -68,22 +68,29 @@ class Schedule:
     """The learning rate over a run, as shares of its own length, so that short runs are not
     misjudged.
 
-    Linear warm-up over `warmup`, then decay to `final` times the peak. A warm-up of fixed length or
+    Linear warm-up over `warmup`, then decay to `final` times the peak; "wsd" (warm-up, stable,
+    decay) keeps the peak until the last `cooldown` of the run, which is linear. With a warm-up of
+    `warmup_steps`, equal in all runs, runs of several lengths share their trunk (see
+    `training.trunk`). A warm-up of fixed length or
     a decay that outlasts the run would bend the scaling exponents (Porian et al. 2024; Hoffmann
     2022).
     """
 
     SHORTHAND: ClassVar[str] = "decay"
 
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup: float = 0.1
     final: float = 0.1
+    cooldown: float = younger(0.2)  # of wsd
+    warmup_steps: int = younger(0)  # optimizer steps, instead of a share
 
     def __post_init__(self) -> None:
-        allowed = ("cosine", "linear", "constant")
+        allowed = ("cosine", "linear", "constant", "wsd")
         _check(self.decay in allowed, "schedule.decay", self.decay, f"one of {', '.join(allowed)}")
         _check(0 <= self.warmup < 1, "schedule.warmup", self.warmup, "in [0, 1)")
         _check(0 <= self.final <= 1, "schedule.final", self.final, "in [0, 1]")
+        _check(0 < self.cooldown <= 1, "schedule.cooldown", self.cooldown, "above 0, at most 1")
+        _check(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +268,7 @@ class Run:
         content = {**self.as_json(), "data": self.data.science()}
         content["rollouts"] = self.rollouts.science()
         _forget(self, content)
-        for name in ("model", "evaluation"):
+        for name in ("model", "evaluation", "schedule"):
             _forget(getattr(self, name), content[name])
         del content["checkpoints"]
         del content["model"]["markers"]  # follows from the objective

@@ -93,6 +93,8 @@ OTHER: dict[str, Any] = {
     "schedule.decay": "linear",
     "schedule.warmup": 0.2,
     "schedule.final": 0.0,
+    "schedule.cooldown": 0.5,
+    "schedule.warmup_steps": 7,
     "parametrisation.kind": "mup",
     "parametrisation.width": 64,
     "parametrisation.depth": 8,

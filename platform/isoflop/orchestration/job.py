@@ -46,6 +46,7 @@ from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.process import settle
+from isoflop.training.trunk import Trunk
 
 PRUNE = "prune"
 FINAL = (
@@ -69,6 +70,7 @@ class Job:
     stop_file: Path  # exists when the study is asked to stop
     threads: int = 1  # of this process, on a CPU
     mirror: Mirror | None = None  # where the folder is kept, if not on this machine's disk
+    trunk: Trunk | None = None  # what it shares with longer or shorter runs
     beside: bool = False  # rollouts are captured by another process (see `scribe`), not by this one
 
 
@@ -175,7 +177,9 @@ def _train(
         return asked or (own is not None and own.stop())
 
     saved = job.mirror.checkpoint if job.mirror else lambda path: None
-    hooks = Hooks(report=report, capture=capture, stop=stop, saved=saved, warn=warn)
+    hooks = Hooks(
+        report=report, capture=capture, stop=stop, saved=saved, warn=warn, trunk=job.trunk
+    )
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
     outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
     if ranks.leads:
@@ -219,6 +223,8 @@ def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
         "seconds": progress.seconds,
         "evaluation_seconds": progress.evaluation_seconds,
         "capture_seconds": progress.capture_seconds,
+        "shared_steps": progress.shared_steps,
+        "shared_seconds": progress.shared_seconds,
         "tokens_per_second": progress.step * job.run.batch_tokens / max(1e-9, progress.seconds),
         "rollouts": _last_capture(progress.history),
     }

@@ -40,6 +40,14 @@ class Watcher(Protocol):
     def ended(self, job: Job, result: dict[str, Any]) -> None: ...
 
 
+class Waiting:
+    """What a source gives while it has no job to give yet."""
+
+
+WAIT = Waiting()
+Source = Callable[[], "Job | Waiting | None"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Slots:
     """How many points run at once, and what each gets."""
@@ -79,16 +87,17 @@ def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> 
 
 
 def run_search(
-    source: Callable[[], Job | None], slots: Slots, store: Path, watcher: Watcher, stop_file: Path
+    source: Source, slots: Slots, store: Path, watcher: Watcher, stop_file: Path
 ) -> None:
     """Carry out what `source` gives, one job whenever there is room for one, until it gives None or
-    the stop file has appeared. What the watcher hears of an ended job comes before the next ask."""
+    the stop file has appeared. What the watcher hears of an ended job comes before the next ask. It
+    may give `WAIT` while a job is under way."""
     _tune_environment()
     jobs: dict[str, Job] = {}
 
-    def ask() -> Job | None:
+    def ask() -> Job | Waiting | None:
         job = source()
-        if job is not None:
+        if isinstance(job, Job):
             jobs[job.run.identity] = job
         return job
 
@@ -96,7 +105,7 @@ def run_search(
     _fit(jobs, slots, store, watcher, stop_file, {"tune": search})
 
 
-def _searcher(ask: Callable[[], Job | None]) -> Any:
+def _searcher(ask: Source) -> Any:
     """What Tune asks for the next trial. It learns nothing through Tune, whose copies of results
     have no place for several aims; the watcher tells (see `searches`)."""
     from ray.tune.search import Searcher
@@ -107,6 +116,8 @@ def _searcher(ask: Callable[[], Job | None]) -> Any:
 
         def suggest(self, trial_id: str) -> Any:
             job = ask()
+            if isinstance(job, Waiting):
+                return None
             # With the job itself: the processes were started before it was known.
             return Searcher.FINISHED if job is None else {"run": job.run.identity, "job": job}
 

@@ -41,6 +41,8 @@ class Progress:
     seconds: float = 0.0  # training only
     capture_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    shared_steps: int = 0  # of them, those of a trunk that another run trained
+    shared_seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -51,8 +53,12 @@ def save(
     model: Model,
     optimizer: torch.optim.Optimizer | None,
     average: Average | None = None,
+    *,
+    identity: str | None = None,
+    kept: int | None = KEPT,
 ) -> Path:
-    """Write `folder/step-N`, atomically, and drop all but the newest `KEPT`. Without an optimizer
+    """Write `folder/step-N`, atomically, and drop all but the newest `kept`. `identity`: of what
+    it is, if not of the run. Without an optimizer
     it is a final checkpoint: enough to sample and evaluate, not to go on training.
 
     Raises OSError where it cannot be written, and leaves nothing of it behind: the disk may be
@@ -62,7 +68,7 @@ def save(
     partial = folder / f".{target.name}.{os.getpid()}"
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        _fill(partial, run, progress, model, optimizer, average)
+        _fill(partial, run, progress, model, optimizer, average, identity or run.identity)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, SafetensorError):  # its word for what the system would not write
@@ -71,7 +77,7 @@ def save(
     if target.exists():  # the same step again, after a resume: the same bits
         shutil.rmtree(target)
     partial.rename(target)
-    for old in _newest_first(folder)[KEPT:]:
+    for old in _newest_first(folder)[kept:] if kept else ():
         shutil.rmtree(old)
     return target
 
@@ -83,6 +89,7 @@ def _fill(
     model: Model,
     optimizer: torch.optim.Optimizer | None,
     average: Average | None,
+    identity: str,
 ) -> None:
     save_model(model, str(partial / "model.safetensors"))  # stores tied weights once
     if optimizer is not None:
@@ -93,7 +100,7 @@ def _fill(
         _flush(file)
     state = {
         "progress": vars(progress),
-        "identity": run.identity,
+        "identity": identity,
         "run": run.as_json(),
         "tokenizer": {"name": run.data.tokenizer, "fingerprint": run.data.fingerprint},
     }
@@ -107,17 +114,23 @@ def load(
     optimizer: torch.optim.Optimizer,
     warn: Callable[[str], None] = print,
     average: Average | None = None,
+    *,
+    identity: str | None = None,
+    most: int | None = None,
 ) -> Progress:
     """Bring model and optimizer to the newest checkpoint that can be read; a fresh start if none
     is.
 
+    `identity`: whose checkpoints they are, if not the run's; `most`: steps that they may have.
     A final checkpoint, which has no optimizer, is one too: nothing is left to train after it.
     Raises ValueError if a readable checkpoint belongs to another run.
     """
     for path in _newest_first(folder):
+        if most is not None and path.name > _name(most):
+            continue
         try:
             state = json.loads((path / "state.json").read_text())
-            identity, progress = state["identity"], Progress(**state["progress"])
+            written, progress = state["identity"], Progress(**state["progress"])
             moments = {} if _ended(path, run) else load_file(path / "optimizer.safetensors")
             load_file(path / "model.safetensors")  # whole? before the model is touched
             if average is not None:
@@ -125,8 +138,8 @@ def load(
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             warn(f"checkpoint {path} cannot be read ({error!r}); trying the one before it")
             continue
-        if identity != run.identity:
-            raise ValueError(f"checkpoint {path} was written by run {identity}")
+        if written != (identity or run.identity):
+            raise ValueError(f"checkpoint {path} was written by run {written}")
         load_model(model, str(path / "model.safetensors"))
         _unflatten(optimizer, moments)
         if average is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -32,6 +32,7 @@ from isoflop.training.evaluate import HeldOut, evaluate, points
 from isoflop.training.feeder import Feeder, ahead
 from isoflop.training.noise_scale import measure
 from isoflop.training.step import seed_step, update
+from isoflop.training.trunk import Trunk
 from models.interface import Model
 
 Record = dict[str, float]
@@ -78,6 +79,7 @@ class Hooks:
     stop: Callable[[], bool] = lambda: False  # asked at each log; True ends the run at a checkpoint
     warn: Callable[[str], None] = print
     saved: Callable[[Path], None] = lambda path: None  # a checkpoint is whole; on the leading rank
+    trunk: Trunk | None = None  # shared with other runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,8 @@ def train(
     optim = optimizer.build(model, run.optimizer, run.parametrisation)
     average = Average.of(run, model)
     progress = checkpoint.load(folder, run, model, optim, hooks.warn, average)
+    if progress.step == 0 and hooks.trunk:
+        progress = hooks.trunk.begin(run, model, optim, average, hooks.warn) or progress
     session = _Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
     return session.go()
 
@@ -142,6 +146,7 @@ class _Session:
         self.objective = objectives.build(run.objective, run.model)
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
+        self.forks = frozenset(hooks.trunk.forks if hooks.trunk else ())
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)
         self.saved_at = time.monotonic()
@@ -168,6 +173,8 @@ class _Session:
         started = time.perf_counter()
         while progress.step < run.steps:
             norm = self._advance(forward, feeder)
+            if progress.step in self.forks:
+                started += self._fork(time.perf_counter() - started)
             due = progress.step % every == 0 or progress.step == run.steps
             if not due and progress.step not in self.evaluations | self.captures:
                 continue
@@ -198,6 +205,18 @@ class _Session:
         self.losses.append(loss)
         self.progress.step = step + 1
         return norm
+
+    def _fork(self, since: float) -> float:
+        """Leave a checkpoint for the runs that go their own way here; the seconds it took. One that
+        cannot be written is said: they train alone. `since`: training seconds not yet counted."""
+        began = time.perf_counter()
+        progress = replace(self.progress, seconds=self.progress.seconds + since)
+        if self.ranks.leads and self.hooks.trunk:
+            try:
+                self.hooks.trunk.keep(self.run, progress, self.model, self.optim, self.average)
+            except OSError as error:
+                self.hooks.warn(f"no fork of the trunk at step {progress.step}: {error}")
+        return time.perf_counter() - began
 
     def _frame(self, step: int) -> Batch:
         """Called on the feeder's thread: it may draw no random numbers, and keep nothing."""

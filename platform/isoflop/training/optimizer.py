@@ -29,18 +29,29 @@ def learning_rate(schedule: Schedule, step: int, steps: int, peak: float) -> flo
     """The rate of step `step` (from 0) of `steps`: a pure function, so that resuming needs no
     state.
 
-    Warm-up rises linearly to `peak` over `schedule.warmup * steps`; the decay ends at
-    `schedule.final * peak` on the last step.
+    Warm-up rises linearly to `peak` over `schedule.warmup * steps`, or `warmup_steps`; the decay
+    ends at `schedule.final * peak` on the last step.
     """
-    warmup = max(1, round(schedule.warmup * steps))
+    warmup = warmup_end(schedule, steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    if schedule.decay == "constant":
+    start = cooldown_start(schedule, steps) if schedule.decay == "wsd" else warmup
+    if schedule.decay == "constant" or step < start:
         return peak
-    progress = (step + 1 - warmup) / max(1, steps - warmup)
+    progress = (step + 1 - start) / max(1, steps - start)
     cosine = (1 + math.cos(math.pi * progress)) / 2
-    shape = 1 - progress if schedule.decay == "linear" else cosine
+    shape = cosine if schedule.decay == "cosine" else 1 - progress
     return peak * (schedule.final + (1 - schedule.final) * shape)
+
+
+def warmup_end(schedule: Schedule, steps: int) -> int:
+    """The first step at the peak."""
+    return max(1, schedule.warmup_steps or round(schedule.warmup * steps))
+
+
+def cooldown_start(schedule: Schedule, steps: int) -> int:
+    """Of "wsd": the first step below the peak again."""
+    return max(warmup_end(schedule, steps), steps - max(1, round(schedule.cooldown * steps)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
