@@ -40,6 +40,7 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
         "epochs": tokens / unique_tokens,
         "steps": run.steps,
         "batch_tokens": run.batch_tokens,
+        "optimizer": run.optimizer.name,
         "learning_rate": run.optimizer.lr,
         "weight_decay": run.optimizer.weight_decay,
         "beta2": run.optimizer.betas[1],

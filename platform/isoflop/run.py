@@ -29,7 +29,9 @@ __all__ = [
     "Autoregressive",
     "Checkpoints",
     "Evaluation",
+    "Lion",
     "MaskedDiffusion",
+    "Muon",
     "Part",
     "Rollouts",
     "Run",
@@ -47,6 +49,7 @@ class AdamW:
     """Loshchilov & Hutter 2019. Weight decay acts on matrices only, not on norms or biases."""
 
     SHORTHAND: ClassVar[str] = "lr"
+    name: ClassVar[str] = "adamw"
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.95)
@@ -61,6 +64,34 @@ class AdamW:
         for name in ("epsilon", "weight_decay"):
             value = getattr(self, name)
             _check(value >= 0, f"optimizer.{name}", value, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(AdamW):
+    """Chen et al. 2023: the sign of the momentum. Wants a rate 3 to 10 times below AdamW's, and as
+    much more decay."""
+
+    name: ClassVar[str] = "lion"
+
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon(AdamW):
+    """Jordan et al. 2024: momentum, orthogonalised, for the matrices inside the model; AdamW for
+    embeddings, head, norms and biases. Updates of matrices are scaled to AdamW's typical size (Liu
+    et al. 2025, "Muon is scalable"), so that one rate and one decay serve both."""
+
+    name: ClassVar[str] = "muon"
+
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+
+
+OPTIMIZERS: dict[str, type[AdamW]] = {kind.name: kind for kind in (AdamW, Lion, Muon)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +239,11 @@ class Run:
         _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
         _check(0 <= self.seed < 2**64, "seed", self.seed, "at least 0 and below 2**64")
         targets.fits(self.objective, self.model)
+        if type(self.optimizer) is not AdamW and self.parametrisation.kind != "standard":
+            raise ValueError(
+                f"parametrisation.kind is {self.parametrisation.kind!r}, whose rules are AdamW's; "
+                f"with {self.optimizer.name} it must be 'standard'"
+            )
         _check(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1")
         if self.averaged and not self.ema:
             raise ValueError(
@@ -280,6 +316,8 @@ class Run:
         values = asdict(self)
         values["model"] = {"kind": self.model.name, **values["model"]}
         values["objective"] = targets.as_json(self.objective)
+        if type(self.optimizer) is not AdamW:  # the only one of the first runs
+            values["optimizer"] = {"kind": self.optimizer.name, **values["optimizer"]}
         return values
 
     @staticmethod
@@ -296,10 +334,23 @@ class Run:
         if kind not in zoo:
             raise ValueError(f"model.kind is {kind!r}; known models: {', '.join(sorted(zoo))}")
         objective = targets.named(values["objective"].pop("kind", None))
+        values["optimizer"] = _optimizer(values.get("optimizer"))
         values["model"] = _build(zoo[kind], values["model"], "model")
         values["objective"] = _build(objective, values["objective"], "objective")
         run: Run = _build(Run, values, "run")
         return run
+
+
+def _optimizer(values: Any) -> AdamW:
+    """AdamW, or the one that `kind` names. Raises ValueError."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"run.optimizer is {values!r}; it must be a table of fields")
+    values = dict(values)
+    kind = values.pop("kind", AdamW.name)
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"optimizer.kind is {kind!r}; it must be one of {', '.join(OPTIMIZERS)}")
+    found: AdamW = _build(OPTIMIZERS[kind], values, "run.optimizer")
+    return found
 
 
 def _forget(part: Any, values: dict[str, Any]) -> None:

@@ -168,7 +168,8 @@ def choice(*values: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
     """When is a run ended early? Runs are compared at rungs of tokens seen: `first`, and each
-    `factor` times the one before, by their curve between its evaluations.
+    `factor` times the one before, by their curve between its evaluations. Before its warm-up is
+    over a run says little of its end: `first` should lie beyond.
 
     median      ended where it was never yet as good as the median there, once `spared` runs are
                 through (Golovin et al. 2017)

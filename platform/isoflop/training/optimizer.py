@@ -7,22 +7,58 @@ import math
 import torch
 from torch import nn
 
-from isoflop.run import AdamW, Parametrisation, Schedule
+from isoflop.run import AdamW, Lion, Muon, Parametrisation, Schedule
+from isoflop.training import others
 from isoflop.training.parametrisation import groups
+from models.interface import Model
 
 STANDARD = Parametrisation()
 
 
-def build(model: nn.Module, config: AdamW, rule: Parametrisation = STANDARD) -> torch.optim.AdamW:
+def build(
+    model: nn.Module, config: AdamW, rule: Parametrisation = STANDARD
+) -> torch.optim.Optimizer:
     """Matrices with weight decay, everything else (norms, biases) without; each group at the share
     of the learning rate that the parametrisation gives it.
     """
+    if isinstance(config, Lion):
+        parts = [{k: v for k, v in group.items() if k != "eps"}
+                 for group in groups(model, config, rule)]  # fmt: skip
+        return others.Lion(parts, lr=config.lr, betas=config.betas)
+    if isinstance(config, Muon):
+        return _muon(model, config)
     return torch.optim.AdamW(
         list(groups(model, config, rule)),
         lr=config.lr,
         betas=config.betas,
         fused=True,  # one kernel for all tensors; 10 % of a step at 30 M parameters on a CPU
     )
+
+
+def _muon(model: nn.Module, config: Muon) -> torch.optim.Optimizer:
+    """Matrices from width to width by Muon, the rest (tables, heads, vectors, stacks of experts) by
+    AdamW."""
+    roles = model.roles() if isinstance(model, Model) else {}
+    inner = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and roles.get(name) in ("hidden", "residual")
+    ]
+    matrices = {id(parameter) for parameter in inner}
+    rest = [
+        {**group, "params": kept}
+        for group in groups(model, config, STANDARD)
+        if (kept := [p for p in group["params"] if id(p) not in matrices])
+    ]
+    adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
+    if not inner:
+        return adamw
+    group = {"params": inner, "factor": 1.0}
+    muon = torch.optim.Muon(
+        [group], lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )  # fmt: skip
+    return others.Joined([muon, adamw])
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int, peak: float) -> float:
