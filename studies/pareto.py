@@ -4,9 +4,10 @@ python studies/pareto.py --plan     # the space, points like those to come, and 
 python studies/pareto.py            # all of it, on this machine
 isoflop rollouts studies/results/pareto
 
-Three aims at once: held-out loss, and how far the share of repeated 4-grams and the entropy of the
-tokens are from those of held-out text, in rollouts of the same prompts and seeds. No point is best
-in all of them; the report shows those that are not beaten in all (the Pareto front).
+Three aims at once: the least held-out loss, the fewest repeated 4-grams, and the highest entropy of
+the tokens, in rollouts of the same prompts and seeds. Neither end of the last two is good as such:
+who has learnt nothing repeats nothing. The report shows the trials that no other beats in one aim
+without losing in another (the Pareto front), from which to choose by what held-out text has.
 """
 
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Spec, Text
@@ -61,8 +62,8 @@ study = Study(
     ).by(
         "nsga2",
         trials=32,
-        minimise=("val/loss",),
-        near=("rollout/held/repetition", "rollout/held/unigram_entropy"),
+        minimise=("val/loss", "rollout/held/repetition"),
+        maximise=("rollout/held/unigram_entropy",),
     ),
 )
 

@@ -70,6 +70,16 @@ class Searched:
         )
 
     def _front(self) -> str:
+        if len(self.best) == 1:
+            only = self.best[0]
+            values = ", ".join(
+                f"{name(aim)} {text(value)}"
+                for aim, value in zip(self.aims, only.values, strict=True)
+            )
+            return (
+                f"Of {len(self.ended)} trials that ended, {self._named(only)} is the best in every "
+                f"aim: {values}."
+            )
         ends = []
         for index, aim in enumerate(self.aims):
             best = sorted(self.best, key=lambda one: one.values[index])

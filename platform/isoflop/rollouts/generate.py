@@ -18,7 +18,7 @@ Letters: R rows, P prompts, S seeds per prompt, N steps, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isoflop.rollouts.layout import by_columns
-from isoflop.rollouts.sampling import Rollout, Sampling, draw, ended, evaluating
+from isoflop.rollouts.sampling import Ending, Rollout, Sampling, draw, ended, evaluating
 from isoflop.rollouts.unmask import unmask
 from isoflop.targets import Framing
 from models.cache import Cache
 from models.interface import Denoiser, EncoderDecoder, Model
 
-__all__ = ["Rollout", "Sampling", "generate"]
+__all__ = ["Ending", "Rollout", "Sampling", "generate"]
 
 CHECK = 8  # steps between two looks at which rows have finished: each look waits for the device
+Watch = Callable[[int, int, list[int]], None]  # prompt, sample, new tokens
 Head = Callable[[Tensor], Tensor]  # final states (..., D) to logits (..., V)
 COMPACT = 0.75  # rows are dropped once fewer than this share of them are still writing
 
@@ -47,6 +48,8 @@ def generate(
     framing: Framing | None = None,
     *,
     batch: int = 256,
+    ending: Ending | None = None,
+    watch: Watch | None = None,
 ) -> list[Rollout]:
     """One rollout for every prompt and each of its seeds, in that order.
 
@@ -54,7 +57,8 @@ def generate(
     are never written. A prompt longer than the context less `new_tokens` keeps its last tokens, so
     that all rollouts of a run have the same length and can be compared. At most `batch` rows are
     decoded at a time. The model's training modes and torch's global random state are left as they
-    were.
+    were. `ending`: strings that end a row. `watch` is given each row's new tokens as they are
+    written (a denoiser's when they are), which makes the device wait at every step.
 
     Raises ValueError if nothing of a prompt would fit, on an empty prompt (begin it with the end of
     text), on ids outside the vocabulary, and if there is not one list of seeds per prompt.
@@ -71,11 +75,16 @@ def generate(
         )
     fed = _fed(prompts, room, model.config.text_vocab)
     if isinstance(model, Denoiser):
-        return unmask(model, fed, seeds, sampling, framing, batch)
-    rows: list[Rollout] = []
+        rows = unmask(model, fed, seeds, sampling, framing, batch)
+        rows = [_cut(row, ending) for row in rows] if ending else rows
+        for row in rows if watch else ():
+            assert watch is not None
+            watch(row.prompt_index, row.sample, row.completion_ids.tolist())
+        return rows
+    rows = []
     with evaluating(model), by_columns(model, sampling.new_tokens) as head:
         for tasks in _batches(_tasks(model, fed, seeds, framing, batch), sampling, batch):
-            rows += _decode(model, head, tasks, sampling)
+            rows += _decode(model, head, tasks, sampling, ending, watch)
     return sorted(rows, key=lambda row: (row.prompt_index, row.sample))
 
 
@@ -227,8 +236,16 @@ def _seen(plan: _Plan, sampling: Sampling, vocab: int, device: torch.device) -> 
     return marks.repeat_interleave(len(plan.tasks[0].seeds), dim=0)
 
 
-def _decode(model: Model, head: Head, tasks: list[_Task], sampling: Sampling) -> list[Rollout]:
+def _decode(
+    model: Model,
+    head: Head,
+    tasks: list[_Task],
+    sampling: Sampling,
+    ending: Ending | None,
+    watch: Watch | None,
+) -> list[Rollout]:
     plan = _Plan(tasks, sampling.new_tokens)
+    check = 1 if watch else CHECK
     device, vocab = next(model.parameters()).device, model.config.text_vocab
     forced = torch.from_numpy(plan.forced()).to(device)
     uniforms = torch.from_numpy(plan.uniforms()).to(device)
@@ -253,20 +270,57 @@ def _decode(model: Model, head: Head, tasks: list[_Task], sampling: Sampling) ->
         entropies[here] = entropy
         if seen is not None:
             seen = seen.scatter(1, token.unsqueeze(1), True)
+        if watch:
+            _show(plan, rows, token, step, sampling, watch)
         if step + 1 == plan.steps:
             break
-        if step % CHECK == CHECK - 1:
+        if step % check == check - 1:
             past = torch.where(forced[: step + 1, rows] < 0, written[: step + 1, rows], -1)
             done = torch.isin(past, stops).any(dim=0) | (finish[rows] <= step + 1)
+            if ending:
+                done |= _held(past, ending).to(device)
             alive = torch.nonzero(~done).squeeze(1)
             if not len(alive):
                 break
-            if len(alive) < COMPACT * len(rows):
+            if len(alive) < (len(rows) if watch else COMPACT * len(rows)):
                 cache = cache.keep(alive)
                 rows, token = rows[alive], token[alive]
                 seen = None if seen is None else seen[alive]
         logits = head(model.hidden(token.unsqueeze(1), cache)[:, -1])[:, :vocab]
-    return _rows(plan, sampling, written, logprobs, entropies)
+    made = _rows(plan, sampling, written, logprobs, entropies)
+    return [_cut(row, ending) for row in made] if ending else made
+
+
+def _show(
+    plan: _Plan, rows: Tensor, token: Tensor, step: int, sampling: Sampling, watch: Watch
+) -> None:
+    """Tell of the tokens (R,) of a step, as far as they are the rows' own."""
+    seeds = len(plan.tasks[0].seeds)
+    for row, own in zip(rows.tolist(), token.tolist(), strict=True):
+        start = int(plan.starts[row])
+        if start <= step < start + sampling.new_tokens:
+            task = plan.tasks[row // seeds]
+            watch(task.prompt_index, task.first_sample + row % seeds, [own])
+
+
+def _held(past: Tensor, ending: Ending) -> Tensor:
+    """Which rows hold a string that ends them; `past` (N, R) is -1 where they have not begun."""
+    columns = past.cpu().numpy().T
+    return torch.tensor([ending.count(ids[ids >= 0].tolist()) is not None for ids in columns])
+
+
+def _cut(row: Rollout, ending: Ending) -> Rollout:
+    """Ended by the first of the strings in it."""
+    count = ending.count(row.completion_ids.tolist())
+    if count is None:
+        return row
+    return replace(
+        row,
+        completion_ids=row.completion_ids[:count],
+        logprobs=row.logprobs[:count],
+        entropies=row.entropies[:count],
+        stop="stop",
+    )
 
 
 def _rows(

@@ -5,7 +5,8 @@ Letters: R rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -54,6 +55,28 @@ class Sampling:
     def narrows(self) -> bool:
         """Is any token ruled out?"""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Strings that end a rollout, wherever tokens part them. `decode` makes text of ids."""
+
+    strings: tuple[str, ...]
+    decode: Callable[[list[int]], str]
+
+    def __post_init__(self) -> None:
+        if not all(self.strings):
+            raise ValueError(f"stop strings are {self.strings}; none may be empty")
+
+    def count(self, ids: Sequence[int]) -> int | None:
+        """The fewest tokens that hold one of the strings; None where none is there yet."""
+        if not self._held(ids, len(ids)):
+            return None
+        return bisect.bisect_left(range(len(ids) + 1), True, key=lambda n: self._held(ids, n))
+
+    def _held(self, ids: Sequence[int], count: int) -> bool:
+        text = self.decode([int(token) for token in ids[:count]])
+        return any(string in text for string in self.strings)
 
 
 @dataclass(frozen=True, eq=False)

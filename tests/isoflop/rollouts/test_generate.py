@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from isoflop.rollouts.generate import Rollout, Sampling, generate
+from isoflop.rollouts.generate import Ending, Rollout, Sampling, generate
 from models import Config, GPT2Config, LlamaConfig
 from models.interface import Model
 
@@ -268,3 +268,40 @@ def test_sampling_is_checked() -> None:
         Sampling(1.0, 1, (-1,))
     with pytest.raises(ValueError, match="batch is 0"):
         generate(build(SHAPES[0]), [ids(1)], [[1]], NEVER, batch=0)
+
+
+def letters(values: list[int]) -> str:
+    """A text in which tokens are one to three characters long."""
+    return "".join("abc"[: 1 + value % 3] + str(value % 7) for value in values)
+
+
+def test_a_string_ends_a_row_at_the_token_that_completes_it(model: Model) -> None:
+    seeds = [[1, 2, 3, 4]] * len(RAGGED)
+    free = generate(model, RAGGED, seeds, Sampling(1.0, 18, ()))
+    ending = Ending(("c3a", "never"), letters)
+    cut = generate(model, RAGGED, seeds, Sampling(1.0, 18, ()), ending=ending)
+    ended = 0
+    for row, whole in zip(cut, free, strict=True):
+        count = len(row.completion_ids)
+        assert row.completion_ids.tolist() == whole.completion_ids[:count].tolist()
+        assert len(row.logprobs) == len(row.entropies) == count
+        held = [any(s in letters(whole.completion_ids[:n].tolist()) for s in ending.strings)
+                for n in range(19)]  # fmt: skip
+        assert (row.stop == "stop") == any(held)
+        assert count == (held.index(True) if any(held) else 18)
+        ended += any(held)
+    assert 3 < ended < len(cut), "or nothing is tested"
+
+
+def test_a_watcher_is_given_every_token_once_and_in_order(model: Model) -> None:
+    seeds = [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10]]
+    sampling = Sampling(1.0, 12, (3, 4))
+    seen: dict[tuple[int, int], list[int]] = {}
+
+    def watch(prompt: int, sample: int, new: list[int]) -> None:
+        seen.setdefault((prompt, sample), []).extend(new)
+
+    rows = generate(model, RAGGED, seeds, sampling, watch=watch)
+    assert tokens(rows) == tokens(generate(model, RAGGED, seeds, sampling))
+    for row in rows:
+        assert seen[row.prompt_index, row.sample] == row.completion_ids.tolist()
