@@ -18,7 +18,7 @@ from models import LlamaConfig
 
 Kind = Literal["standard", "mup"]
 CONTEXT = 64
-RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]  # a factor 2 apart: curves need a bottom
+RATES = [5e-4 * 2**power for power in range(8)]  # a factor 2 apart: curves need a bottom
 
 
 def run(*, parametrisation: Kind, width: int, lr: float, tokens: float, seed: int) -> Run:

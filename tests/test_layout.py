@@ -24,6 +24,7 @@ ALLOWED = {
     "objectives": {"run", "targets", "data", "models.interface"},
     "exchange": {"run", "data", "models", "models.interface"},
     "sample": {"exchange", "rollouts"},
+    "train": {"run", "targets", "design", "study", "models"},
     "reward": {"run", "captures", "exchange", "rollouts", "training", "data"},
     "score": {"exchange", "objectives", "targets", "data", "training"},
     "training": {"run", "data", "objectives", "models.interface"},
@@ -74,7 +75,7 @@ ALLOWED = {
     },
     "cli": {
         "benchmarks", "tracking", "scaling", "report", "planning", "data", "orchestration", "run",
-        "models", "sample", "score", "reward", "rollouts.report",
+        "models", "sample", "score", "reward", "train", "rollouts.report",
         "tracked",
     },
 }  # fmt: skip

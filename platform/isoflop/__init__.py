@@ -23,6 +23,7 @@ The rooms, in reading order (data order):
     exchange       models in the form of the Hugging Face hub, and our checkpoints by themselves
     rollouts       what the model writes while it learns: generate, capture, measure
     sample         what a checkpoint writes after a prompt: `isoflop sample`
+    train          one run that is written in a file: `isoflop train`
     reward         how a checkpoint goes on by reward: `isoflop reward`
     score          how well a checkpoint predicts a text: `isoflop evaluate`
     tracking       what MLflow is told; the only file, but the next, that imports mlflow

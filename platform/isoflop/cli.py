@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import command as cluster
-from isoflop import reward, sample, score
+from isoflop import reward, sample, score, train
 from isoflop.data import command as data
 from isoflop.planning.options import add as plan_options
 from isoflop.report.command import options as compare_options
@@ -50,17 +50,17 @@ def parser() -> argparse.ArgumentParser:
 
     bench = verbs.add_parser("bench", help="measure this machine and this checkout")
     kinds = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
-    train = kinds.add_parser(
+    steps = kinds.add_parser(
         "train",
         help="the whole training loop against the matrix products and attention it must do anyway",
     )
-    train.add_argument(
+    steps.add_argument(
         "--model", action="append", help="a model of the zoo (default: all); repeatable"
     )
-    train.add_argument(
+    steps.add_argument(
         "--steps", type=int, default=12, help="pairs measured per shape (default: 12)"
     )
-    train.set_defaults(act=_bench_train)
+    steps.set_defaults(act=_bench_train)
     text_out = kinds.add_parser("generate", help="text written, against the transformers library")
     text_out.add_argument("--vocab", type=int, default=8192, help="default: %(default)s")
     text_out.add_argument("--pairs", type=int, default=5, help="per load (default: %(default)s)")
@@ -121,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     _backfill_options(verbs.add_parser("backfill", help="ask a run that has ended"))
 
     sample.add(verbs.add_parser("sample", help="what a checkpoint writes after a prompt"))
+    train.add(verbs.add_parser("train", help="one run, written as TOML or JSON"))
     reward.add(verbs.add_parser("reward", help="go on from a checkpoint by reward (GRPO)"))
     score.add(verbs.add_parser("evaluate", help="how well a checkpoint predicts a text"))
 

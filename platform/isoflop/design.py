@@ -156,6 +156,7 @@ class Study:
     objective: str = "val/loss"
     family: str = "arch"
     budget: str = "flops"
+    source: Path | None = None  # of a run that is written in a file: that file
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -175,11 +176,15 @@ class Study:
     @property
     def file(self) -> Path:
         """The study file, where results lie beside by default."""
+        if self.source is not None:
+            return self.source
         return Path(self.run.__code__.co_filename).resolve()
 
     @property
     def question(self) -> str:
         """The first line of the study file's docstring."""
+        if self.source is not None:
+            return f"What does the run of {self.source.name} come to?"
         text = sys.modules[self.run.__module__].__doc__ or self.name
         return text.strip().splitlines()[0]
 

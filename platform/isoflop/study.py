@@ -119,6 +119,8 @@ def parser(study: Study) -> argparse.ArgumentParser:
     """The options every study has, with this study's axes at the end of the help."""
     axes = "\n".join(study.points.described())
     command = f"python {study.file.parent.name}/{study.file.name}"
+    if study.source is not None:
+        command = f"isoflop train {study.source.name}"
     text = argparse.ArgumentParser(
         prog=command,
         usage=f"{command} [what to do] [which points] [where]",
