@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 
@@ -72,11 +73,24 @@ def _runs(table: pd.DataFrame) -> list[str]:
     return [f"{lost.sum()} of {len(table)} runs are not in the fits ({counts})."]
 
 
+def _single(run: pd.Series[Any], unit: str) -> str:
+    """Of one run there is only its end to tell."""
+    size = run.get("params_without_input_embedding")
+    parameters = "" if size is None else f"{compact(float(size))} parameters, "
+    return (
+        f"The run ended at {run['loss']:.4f} {unit} of held-out text ({parameters}"
+        f"{compact(float(run['tokens']))} tokens, {scientific(float(run['flops']))} FLOPs). With "
+        "one run there is nothing to compare it with."
+    )
+
+
 def _body(
     table: pd.DataFrame, minima: Sequence[Minimum], rows: Sequence[Comparison], unit: str
 ) -> list[str]:
     if not len(finished(table)):
         return ["No run has finished, so nothing can be said yet."]
+    if len(table) == 1:
+        return [_single(finished(table).iloc[0], unit)]
     if not minima:
         return ["The study has no axis of budgets, so no minima at equal compute can be compared."]
     if not rows:

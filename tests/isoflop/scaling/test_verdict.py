@@ -105,3 +105,12 @@ def test_nothing_finished(world: World) -> None:
 
 def test_no_budgets(world: World) -> None:
     assert "no axis of budgets" in verdict(world({"a": {}}), []).text
+
+
+def test_of_one_run_its_end_is_told() -> None:
+    table = pd.DataFrame(
+        {"run": ["a"], "status": ["finished"], "loss": [4.56789], "tokens": [2e5], "flops": [3e10],
+         "params_without_input_embedding": [9.08e4]}
+    )  # fmt: skip
+    text = verdict(table, ()).text
+    assert "ended at 4.5679 nats per token" in text and "90.8k parameters, 200k tokens" in text
