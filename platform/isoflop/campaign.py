@@ -18,7 +18,7 @@ import re
 import shutil
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -37,6 +37,7 @@ from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
+from isoflop.training.process import settle
 from isoflop.training.step import has_bfloat16
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
@@ -147,16 +148,33 @@ class Campaign:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PLAN, seconds)
 
+    def _least(self, size: Callable[[Job], float]) -> Job:
+        """The chosen point where that is smallest; of a search that has not begun, one it may
+        choose."""
+        if self.chosen:
+            return min(self.chosen, key=size)
+        from isoflop.searching import possible
+
+        return min(possible(self, 4), key=size)
+
+    def profile(self, detail: str) -> None:
+        """A few steps of the chosen point with the largest step, in this process: where does the
+        time go?"""
+        from isoflop.training import profiling
+
+        job = self._least(
+            lambda job: -job.run.batch_tokens * job.run.training_flops / job.run.steps
+        )
+        settle(job.threads)
+        folder = self.folder / "profile" / job.run.identity
+        batches = feed.batches(job.run, job.prepared)
+        print(f"{job.label}\n{profiling.profile(job.run, batches, folder, fine=detail == 'fine')}")
+
     def smoke(self) -> None:
         """Two steps of the smallest point, in this process, in a folder that is thrown away."""
         import tempfile
 
-        chosen = self.chosen
-        if not chosen:  # a search that has not begun
-            from isoflop.searching import possible
-
-            chosen = possible(self, 4)
-        smallest = min(chosen, key=lambda job: job.run.training_flops)
+        smallest = self._least(lambda job: job.run.training_flops)
         short = replace(smallest.run, tokens=2 * smallest.run.batch_tokens)
         with tempfile.TemporaryDirectory() as folder:
             job = replace(smallest, run=short, folder=Path(folder), stop_file=Path(folder) / "stop")

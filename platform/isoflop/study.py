@@ -104,6 +104,9 @@ def _act(campaign: Campaign, options: argparse.Namespace) -> int:
     if options.smoke:
         campaign.smoke()
         return 0
+    if options.profile:
+        campaign.profile(options.profile)
+        return 0
     if options.report:
         campaign.report()
         return 0
@@ -137,6 +140,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
     modes.add_argument(
         "--smoke", action="store_true", help="two steps of the smallest point, in seconds"
     )
+    modes.add_argument(
+        "--profile", nargs="?", const="coarse", choices=("coarse", "fine"),
+        help="where a step's time goes, at the chosen point with the largest step: a table, and a "
+        "trace for ui.perfetto.dev; fine marks every operation for nsys too",
+    )  # fmt: skip
     modes.add_argument(
         "--report", action="store_true", help="rebuild the report from what has finished"
     )

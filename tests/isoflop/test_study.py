@@ -228,6 +228,15 @@ def test_smoke_trains_two_steps_of_the_smallest_and_keeps_nothing(
     assert os.listdir(storage) == ["data"]
 
 
+def test_profile_says_where_the_time_of_a_step_goes(
+    command: Command, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--profile", "--only", "width=8") == 0
+    shown = capsys.readouterr().out
+    assert "ms a step on cpu" in shown and "backward" in shown
+    assert len(list(storage.glob("small/profile/*/trace.json.gz"))) == 1
+
+
 def test_report_before_anything_has_run(
     command: Command, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

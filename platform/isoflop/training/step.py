@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +12,14 @@ from isoflop.objectives import Batch, Objective
 from isoflop.objectives.regularise import losses
 from isoflop.run import Run
 from isoflop.training.distributed import Ranks, bare, equal_share
+
+Span = Callable[[str], AbstractContextManager[object]]
+PARTS = ("copy", "forward", "backward", "clip", "optimizer")  # of an update, as a span names them
+
+
+def unmarked(name: str) -> AbstractContextManager[object]:
+    """No profile is made."""
+    return nullcontext()
 
 
 def seed_step(run: Run, step: int, ranks: Ranks) -> None:
@@ -41,25 +52,30 @@ def update(
     batch: Batch,
     run: Run,
     ranks: Ranks,
+    span: Span = unmarked,
 ) -> tuple[Tensor, Tensor]:
     """One step on this rank's share of the batch.
 
     Returns the mean loss in nats and the gradient's global norm before clipping, both scalars that
     stay on the device: reading them would make the device wait. What a model adds to the loss of
     its own accord (`Model.auxiliary`), and what the run adds (`targets.Regularisers`), is trained
-    on but not returned.
+    on but not returned. `span` marks the parts of the step for a profile.
     """
-    batch = batch.to(ranks.device)
-    count = equal_share(batch.count, ranks)
-    with autocast(run.precision, ranks.device):
+    with span("copy"):
+        batch = batch.to(ranks.device)
+        count = equal_share(batch.count, ranks)
+    with span("forward"), autocast(run.precision, ranks.device):
         nats, added = losses(run.objective, objective, model, batch)
         loss = nats / count
         total = sum(
             bare(model).auxiliary().values(), loss if added is None else loss + added / count
         )
-    total.backward()  # type: ignore[no-untyped-call]
-    limit = run.optimizer.clip or float("inf")
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with span("backward"):
+        total.backward()  # type: ignore[no-untyped-call]
+    with span("clip"):
+        limit = run.optimizer.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    with span("optimizer"):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return loss.detach(), norm
