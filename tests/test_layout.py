@@ -48,7 +48,8 @@ ALLOWED = {
     "preregister": {"orchestration.job", "plan", "record", "scaling", "campaign", "design",
                     "report.analysis"},
     "planning": {
-        "run", "data.tokenizers", "objectives", "training.step", "plan", "design", "scaling",
+        "run", "targets", "data.rows", "data.tokenizers", "objectives", "training.step", "plan",
+        "design", "scaling",
         "models", "models.interface",
     },
     "space": set(),

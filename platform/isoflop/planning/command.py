@@ -113,9 +113,11 @@ def _affordable(
 
 def _probe(config: Any, ask: Ask) -> Any:
     from isoflop.run import AdamW, Run
+    from isoflop.targets import suiting
 
     return Run(
         model=config,
+        objective=suiting(config)(),
         data=ask.data,
         optimizer=AdamW(lr=1e-3),
         batch_tokens=8 * config.context,

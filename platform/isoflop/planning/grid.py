@@ -17,6 +17,7 @@ from isoflop.planning.rates import FEWEST_STEPS, Rates
 from isoflop.planning.shapes import size
 from isoflop.run import AdamW, Evaluation, Run, Schedule, Text
 from isoflop.scaling.interval import compact, scientific
+from isoflop.targets import suiting
 from models.interface import Config
 
 APART = 3.0  # budgets
@@ -173,6 +174,7 @@ def _planned(
 ) -> Planned:
     run = Run(
         model=config,
+        objective=suiting(config)(),
         data=ask.data,
         flops=flops,
         batch_tokens=rates.batch_tokens(arch, config, flops, ask.workers),

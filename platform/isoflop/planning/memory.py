@@ -9,11 +9,15 @@ kernels borrow is not known before: `MARGIN`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from isoflop import objectives
+from isoflop.data.rows import sample
 from isoflop.run import Run
+from isoflop.targets import Objective
 from isoflop.training.step import autocast
 from models.interface import Config
 
@@ -40,7 +44,7 @@ def memory(run: Run, workers: int = 1) -> Memory:
     Activations grow linearly with the rows, so they are counted for one and for two.
     """
     rows = -(-run.rows // workers)
-    one, two = (_saved(run.model, run.precision, count) for count in (1, 2))
+    one, two = (_saved(run.model, run.objective, run.precision, count) for count in (1, 2))
     logits = 2 * 4 * rows * run.model.context * run.model.vocab
     return Memory(
         state=STATE * run.model.parameters().all,
@@ -49,12 +53,10 @@ def memory(run: Run, workers: int = 1) -> Memory:
 
 
 @cache
-def _saved(config: Config, precision: str, rows: int) -> int:
+def _saved(config: Config, target: Objective, precision: str, rows: int) -> int:
     """Bytes that autograd keeps of a forward pass over `rows`, parameters apart."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from isoflop.run import Autoregressive
 
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
@@ -63,14 +65,36 @@ def _saved(config: Config, precision: str, rows: int) -> int:
         kept[storage._cdata] = (storage.nbytes(), tensor)  # held: a freed place is used again
         return tensor
 
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+    objective = objectives.build(target, config)
+    real = objective.batch(sample(rows, config.context, config.text_vocab))
+    with FakeTensorMode() as fake, torch.random.fork_rng(devices=[]):
         model = config.build()
         own = {p.untyped_storage()._cdata for p in model.parameters()}
-        ids = torch.zeros(rows, config.context, dtype=torch.long)
-        batch = objectives.Batch(inputs={"tokens": ids}, targets=ids)
-        objective = objectives.build(Autoregressive(), config)
+        batch = objectives.Batch(
+            inputs={name: fake.from_tensor(value) for name, value in real.inputs.items()},
+            targets=fake.from_tensor(real.targets),
+            weights=None if real.weights is None else fake.from_tensor(real.weights),
+            tokens=None if real.tokens is None else fake.from_tensor(real.tokens),
+        )
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with hooks, autocast(precision, "cpu"):
+        with hooks, autocast(precision, "cpu"), _grouped():
             loss = objective.loss(model, batch)
         assert loss.requires_grad
     return sum(size for place, (size, _) in kept.items() if place not in own)
+
+
+def _grouped() -> AbstractContextManager[object]:
+    """Where tensors have no data, torch knows the product of stacked matrices in bfloat16 only. One
+    matrix for all rows keeps as much for the backward pass."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Single(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function is torch._grouped_mm:
+                return args[0] @ args[1][0]
+            return function(*args, **(kwargs or {}))
+
+    return Single()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from isoflop.targets import suiting
 from models.interface import Config
 
 WIDTHS = (
@@ -31,7 +32,11 @@ def ladder(kind: type[Config], *, vocab: int, context: int) -> list[Config]:
         raise ValueError(
             f"--arch {kind.name}: plans know architectures shaped by {', '.join(NEEDED)} alone"
         )
-    return [kind(vocab=vocab, context=context, **shape(kind, width)) for width in WIDTHS]
+    return [
+        suiting(config)().prepare(config, vocab)
+        for width in WIDTHS
+        for config in (kind(context=context, **shape(kind, width)),)
+    ]
 
 
 def shape(kind: type[Config], width: int) -> dict[str, Any]:

@@ -29,9 +29,11 @@ python {path}             # all of it, on this machine
 
 from isoflop.run import AdamW, Evaluation, Run, Schedule, Text
 from isoflop.study import Grid, Study, grid, main
+from isoflop.targets import {targets}
 from models import {classes}
 
 MODELS = {models}
+OBJECTIVES = {objectives}
 
 # The fields of each shape, by architecture and width.
 SHAPES = {shapes}
@@ -50,6 +52,7 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
     """One point of the grid. Every decision that a run depends on is stated here."""
     return Run(
         model=MODELS[arch](context={context}, **SHAPES[arch][width]),
+        objective=OBJECTIVES[arch](),
         data=Text(source={data!r}, tokenizer={tokenizer!r}),
         flops=flops,
         batch_tokens=BATCH[arch][flops][width],
@@ -106,13 +109,17 @@ def content(
     first = design.planned[0].run
     archs = list(dict.fromkeys(p.arch for p in design.planned))
     kinds = {p.arch: type(p.run.model).__name__ for p in design.planned}
+    aims = {p.arch: type(p.run.objective).__name__ for p in design.planned}
     models = ", ".join(f"{arch!r}: {kinds[arch]}" for arch in archs)
+    objectives = ", ".join(f"{arch!r}: {aims[arch]}" for arch in archs)
     return TEMPLATE.format(
         question=question,
         source=source,
         path=path.as_posix(),
         classes=", ".join(sorted(set(kinds.values()))),
         models="{" + models + "}",
+        targets=", ".join(sorted(set(aims.values()))),
+        objectives="{" + objectives + "}",
         shapes=_shapes(design, archs),
         batch=_table(design, archs, lambda p: p.run.batch_tokens),
         rate=_table(design, archs, lambda p: p.run.optimizer.lr),
@@ -157,7 +164,7 @@ def differences(study: Study, design: Design) -> None:
 def _unresolved(planned: Planned) -> dict[str, object]:
     """The planned run as a study states it: its vocabulary comes from the tokenizer."""
     values = planned.run.as_json()
-    return {**values, "model": {**values["model"], "vocab": 0}}
+    return {**values, "model": {**values["model"], "vocab": 0, "markers": 0}}
 
 
 def _key(values: object) -> str:

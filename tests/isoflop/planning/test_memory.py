@@ -13,14 +13,30 @@ import pytest
 import torch
 
 from isoflop import objectives
+from isoflop.data.rows import sample
 from isoflop.planning.memory import MARGIN, STATE, memory
 from isoflop.run import Run
-from models import GPT2Config, LlamaConfig
+from isoflop.targets import suiting
+from models import (
+    Config,
+    DiffusionConfig,
+    DiTConfig,
+    GPT2Config,
+    LlamaConfig,
+    MoEConfig,
+    T5Config,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPES = [
     GPT2Config(vocab=257, context=32, width=16, depth=2, heads=2),
     LlamaConfig(vocab=257, context=32, width=16, depth=2, heads=2, tied=True),
+]
+OTHERS = [
+    T5Config(context=32, width=16, depth=2, heads=2),
+    DiffusionConfig(context=32, width=16, depth=2, heads=2),
+    DiTConfig(context=32, width=16, depth=1, heads=2),
+    MoEConfig(context=32, width=16, depth=2, heads=2),
 ]
 
 
@@ -50,6 +66,29 @@ def test_what_autograd_keeps(
     assert found.activations - logits == pytest.approx(saved, rel=0.02)
     assert found.state == STATE * sum(p.numel() for p in model.parameters())
     assert found.needed == round(MARGIN * (found.state + found.activations))
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=lambda c: c.name)
+def test_every_family_is_counted(config: Config, unresolved: Callable[..., Run]) -> None:
+    """As above, with the objective that the family learns."""
+    objective = suiting(config)()
+    run = unresolved(objective.prepare(config, 257), objective=objective, batch_tokens=32 * 4)
+    model = run.model.build()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    built = objectives.build(run.objective, run.model)
+    batch = built.batch(sample(4, 32, 257))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        built.loss(model, batch)
+    saved = sum(size for place, (size, _) in kept.items() if place not in own)
+    logits = 2 * 4 * 4 * 32 * run.model.vocab
+    assert memory(run).activations - logits == pytest.approx(saved, rel=0.15)
 
 
 def test_workers_share_the_activations(unresolved: Callable[..., Run]) -> None:
