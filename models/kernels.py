@@ -20,10 +20,15 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-def by_hand(x: Tensor) -> bool:
-    """Is x where the functions of this file are the better ones? A compiler fuses better still."""
+def by_hand(x: Tensor, weight: Tensor | None = None) -> bool:
+    """Is x where the functions of this file are the better ones? A compiler fuses better still.
+
+    They take a `weight` that is a plain tensor only: what stands for more than itself (the weights
+    of several models, shards) answers torch's own functions.
+    """
     exact = x.dtype in (torch.float32, torch.float64)
-    return exact and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    plain = type(weight) in (type(None), Tensor, torch.nn.Parameter)
+    return exact and plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class TanhGELU(Function):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -105,7 +105,11 @@ def train(
     The same run gives the same losses to the bit on the same machine, interrupted or not, captured
     or not; with more ranks it agrees to rounding, since the global batches are the same.
     """
-    hooks = hooks or Hooks()
+    return session(run, inputs, ranks, folder, hooks or Hooks()).go()
+
+
+def session(run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks) -> Session:
+    """The run with its weights as they are at the start, or in the newest checkpoint."""
     torch.manual_seed(run.seed)
     model = run.model.build()
     parametrisation.initialise(model, run.parametrisation)
@@ -115,11 +119,10 @@ def train(
     progress = checkpoint.load(folder, run, model, optim, hooks.warn, average)
     if progress.step == 0 and hooks.trunk:
         progress = hooks.trunk.begin(run, model, optim, average, hooks.warn) or progress
-    session = _Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
-    return session.go()
+    return Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
 
 
-class _Session:
+class Session:
     """One process's part of one run. Holds what the steps share; `go` is the loop."""
 
     def __init__(
@@ -151,11 +154,13 @@ class _Session:
         self.reported = len(progress.history)
         self.saved_at = time.monotonic()
         self.rate = run.optimizer.lr
+        self.every = log_every(run.steps)
+        self.started = time.perf_counter()  # the clock of training
 
     def go(self) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
         with Feeder(
-            self._frame,
+            self.frame,
             start=self.progress.step,
             stop=self.run.steps,
             device=device,
@@ -166,30 +171,52 @@ class _Session:
     def _steps(self, feeder: Feeder) -> Outcome:
         run, progress = self.run, self.progress
         forward = wrap(self.model, self.ranks)
-        self.model.train()
-        every = log_every(run.steps)
-        if progress.step == 0:
-            self._look({})
-        started = time.perf_counter()
+        self.begin()
         while progress.step < run.steps:
             norm = self._advance(forward, feeder)
             if progress.step in self.forks:
-                started += self._fork(time.perf_counter() - started)
-            due = progress.step % every == 0 or progress.step == run.steps
-            if not due and progress.step not in self.evaluations | self.captures:
-                continue
-            progress.seconds += time.perf_counter() - started
-            record = self._record(norm)
-            if not math.isfinite(record["train/loss"]):
-                progress.history.append({**self._place(), **record})
-                return self._end("diverged")
-            self._look(record)
-            if agree(self.hooks.stop(), self.ranks) and progress.step < run.steps:
-                self._save()
-                return self._end("stopped")
-            self._save_if_due()
-            started = time.perf_counter()
-        return self._end("finished")
+                self._fork()
+            if self.due and (ended := self.look(norm)):
+                return ended
+        return self.end("finished")
+
+    def begin(self) -> None:
+        """What comes before the first step; the clock starts."""
+        self.model.train()
+        if self.progress.step == 0:
+            self._note({})
+        self.started = time.perf_counter()
+
+    @property
+    def due(self) -> bool:
+        """Is there anything to do between this step and the next?"""
+        step = self.progress.step
+        logged = step % self.every == 0 or step == self.run.steps
+        return logged or step in self.evaluations | self.captures
+
+    def look(self, norm: Tensor) -> Outcome | None:
+        """Log, evaluate, capture and save as is due after this step, whose gradient had that norm.
+        The outcome, where the run ends here before its time."""
+        self.clock()
+        record = self._record(norm)
+        if not math.isfinite(record["train/loss"]):
+            self.progress.history.append({**self._place(), **record})
+            return self.end("diverged")
+        self._note(record)
+        if agree(self.hooks.stop(), self.ranks) and self.progress.step < self.run.steps:
+            self._save()
+            return self.end("stopped")
+        self._save_if_due()
+        self.started = time.perf_counter()
+        return None
+
+    def clock(self) -> None:
+        """Count the seconds of the steps since the clock was started. A device that still computes
+        is waited for: its time is training's."""
+        if self.ranks.device.startswith("cuda"):
+            torch.cuda.synchronize(self.ranks.device)
+        self.progress.seconds += time.perf_counter() - self.started
+        self.started = time.perf_counter()
 
     def _advance(self, forward: torch.nn.Module, feeder: Feeder) -> Tensor:
         step = self.progress.step
@@ -206,19 +233,18 @@ class _Session:
         self.progress.step = step + 1
         return norm
 
-    def _fork(self, since: float) -> float:
-        """Leave a checkpoint for the runs that go their own way here; the seconds it took. One that
-        cannot be written is said: they train alone. `since`: training seconds not yet counted."""
-        began = time.perf_counter()
-        progress = replace(self.progress, seconds=self.progress.seconds + since)
+    def _fork(self) -> None:
+        """Leave a checkpoint for the runs that go their own way here. One that cannot be written is
+        said: they train alone. The clock stands still meanwhile."""
+        self.clock()
         if self.ranks.leads and self.hooks.trunk:
             try:
-                self.hooks.trunk.keep(self.run, progress, self.model, self.optim, self.average)
+                self.hooks.trunk.keep(self.run, self.progress, self.model, self.optim, self.average)
             except OSError as error:
-                self.hooks.warn(f"no fork of the trunk at step {progress.step}: {error}")
-        return time.perf_counter() - began
+                self.hooks.warn(f"no fork of the trunk at step {self.progress.step}: {error}")
+        self.started = time.perf_counter()
 
-    def _frame(self, step: int) -> Batch:
+    def frame(self, step: int) -> Batch:
         """Called on the feeder's thread: it may draw no random numbers, and keep nothing."""
         rows = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
         return self.objective.batch(rows)
@@ -246,7 +272,7 @@ class _Session:
             **self.inputs.seen(self.progress.step),
         }
 
-    def _look(self, record: Record) -> None:
+    def _note(self, record: Record) -> None:
         """Evaluate and capture if it is time, then keep and report the record."""
         step = self.progress.step
         record = {**self._place(), **record}
@@ -320,7 +346,7 @@ class _Session:
                 self.hooks.saved(path)
         self.saved_at = time.monotonic()
 
-    def _end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
+    def end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
         self._report()
         if status == "finished":
             self._save(final=True)
