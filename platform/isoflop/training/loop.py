@@ -156,6 +156,9 @@ class Session:
         self.rate = run.optimizer.lr
         self.every = log_every(run.steps)
         self.started = time.perf_counter()  # the clock of training
+        # Called before anything but a step reads the weights, or (True) the optimizer's moments
+        # too: they may be kept elsewhere (see `together`).
+        self.fetch: Callable[[bool], None] = lambda moments: None
 
     def go(self) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
@@ -287,6 +290,7 @@ class Session:
 
     def _evaluate(self) -> Record:
         started = time.perf_counter()
+        self.fetch(False)
         model = self.model
         if self.average and self.run.evaluation.weights == "ema":
             model = self.average.model
@@ -301,6 +305,7 @@ class Session:
     def _noise_scale(self) -> Record:
         """Of the next step's rows; its time is the evaluations'."""
         started, step = time.perf_counter(), self.progress.step
+        self.fetch(False)
         rows = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
         found = measure(self.model, self.objective, rows, self.run, self.ranks)
         self.progress.evaluation_seconds += time.perf_counter() - started
@@ -311,6 +316,7 @@ class Session:
     def _capture(self, capture: Capture) -> Record:
         """All ranks capture, each its share of the prompts; rank 0 has the record."""
         started = time.perf_counter()
+        self.fetch(False)
         record = capture(
             self.model,
             step=self.progress.step,
@@ -332,6 +338,7 @@ class Session:
     def _save(self, final: bool = False) -> None:
         """On the way, a checkpoint that cannot be written (a full disk) is said and done without:
         the one before it stands. At the end there is no result without it."""
+        self.fetch(not final)
         if self.ranks.leads:
             optim = None if final else self.optim
             try:
@@ -348,6 +355,7 @@ class Session:
 
     def end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
         self._report()
+        self.fetch(False)
         if status == "finished":
             self._save(final=True)
         averaged = self.average.model if self.average else None

@@ -57,7 +57,7 @@ class Shelf:
         table = torch.zeros(len(models), length, device=device)
         self.values, self.gradients = table, torch.zeros_like(table)
         self._first, self._second = torch.zeros_like(table), torch.zeros_like(table)
-        self._parameters = [[parameter for _, parameter in each] for each in places]
+        self._parameters: list[list[Tensor]] = [[own for _, own in each] for each in places]
         self._steps = 0
         self._read()
         self.spans = list(self._spans())
@@ -77,7 +77,7 @@ class Shelf:
     def clip(self, limit: float) -> Tensor:
         """The norm of each row's gradient (N,), which is then scaled to `limit` if it is above; 0:
         it stays. As `torch.nn.utils.clip_grad_norm_` has it."""
-        norms = torch.linalg.vector_norm(self.gradients, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.gradients, dim=1)
         if limit:
             self.gradients.mul_((limit / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
         return norms
@@ -101,13 +101,15 @@ class Shelf:
             weights.sub_((mean / size).mul_(rate * span.factor / first))
 
     @torch.no_grad()
-    def put_back(self, row: int) -> None:
-        """Into model `row` and its optimizer, which own their memory."""
+    def put_back(self, row: int, moments: bool = True) -> None:
+        """Into model `row`, and its optimizer's moments, which own their memory."""
         _, optimizer = self._models[row]
         parameters = self._parameters[row]
         torch._foreach_copy_(parameters, self._row(self.values, row))
-        moments = zip(self._row(self._first, row), self._row(self._second, row), strict=True)
-        for parameter, (first, second) in zip(parameters, moments, strict=True):
+        if not moments:
+            return
+        both = zip(self._row(self._first, row), self._row(self._second, row), strict=True)
+        for parameter, (first, second) in zip(parameters, both, strict=True):
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(self._steps), device=parameter.device),
                 "exp_avg": first.clone(),

@@ -35,7 +35,7 @@ class Stacked(Tensor):
     `values` is the tensor itself, to which gradients flow.
     """
 
-    values: Tensor
+    values: Tensor  # type: ignore[assignment]  # hides a method of sparse tensors
 
     @staticmethod
     def of(values: Tensor) -> Stacked:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,14 @@ def refusal(config: Config) -> str | None:
     if type(model).auxiliary is not Model.auxiliary:
         return "it adds to the loss of its own accord"
     try:
-        with _Drawing():
+        with _Drawing():  # type: ignore[no-untyped-call]
             functional_call(model, _stacked(weights), (ids,))
     except (Unstackable, RuntimeError) as error:  # of a model that cannot run without its numbers
         return str(error)
     return None
 
 
-class _Drawing(TorchDispatchMode):
+class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises Unstackable for what draws random numbers, which models that compute as one would
     share. Attention could (dropout), but this zoo's never does."""
 
@@ -134,7 +134,8 @@ class _Group:
         return [self.ended[row] for row in range(len(self.sessions))]
 
     def _begin(self) -> None:
-        for each in self.sessions:
+        for row, each in enumerate(self.sessions):
+            each.fetch = partial(self.shelf.put_back, row)
             each.begin()
         self.started = time.perf_counter()
 
@@ -156,7 +157,7 @@ class _Group:
             each.progress.step = self.step
             each.rate = self._rate(each.run, self.step - 1)
             if each.average:
-                self.shelf.put_back(row)
+                self.shelf.put_back(row, moments=False)
                 each.average.update(each.model)
         return norms
 
@@ -184,7 +185,6 @@ class _Group:
         for _, each in self._going():
             each.progress.seconds += share
         for row, each in due:
-            self.shelf.put_back(row)
             each.started = time.perf_counter()
             if outcome := each.look(norms[row]):
                 self.ended[row] = outcome
