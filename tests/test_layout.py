@@ -91,6 +91,7 @@ OWNED = {
     "sentencepiece": ("data",),
     "huggingface_hub": ("data",),
     "fsspec": ("data", "orchestration"),
+    "psutil": ("orchestration",),
 }
 
 

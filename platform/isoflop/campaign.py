@@ -42,6 +42,9 @@ from isoflop.training.step import has_bfloat16
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from isoflop.plan import Device
     from isoflop.report.searched import Searched
     from isoflop.searching import Source
 
@@ -51,6 +54,7 @@ LOCAL = (
     "trunks",
     "stop",
     "lock",
+    "driver.json",
 )  # of a study's folder: not for the driver to write back
 
 
@@ -100,6 +104,7 @@ class Campaign:
     preregister: bool = False  # predict the largest budget before it starts
     limits: Limits = NONE
     overrides: tuple[str, ...] = ()
+    device: Device | None = None  # that `--plan` is asked about
 
     @property
     def folder(self) -> Path:
@@ -143,8 +148,9 @@ class Campaign:
         price = self.limits.price
         saved = trunks.steps_saved(trunks.attached(left, self.folder))
         seconds = show(
-            self.chosen, left, self.machine.workers, self.machine.at_once, price, shared=saved
-        )
+            self.chosen, left, self.machine.workers, self.machine.at_once, price, shared=saved,
+            device=self.device,
+        )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PLAN, seconds)
 
@@ -193,7 +199,9 @@ class Campaign:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         found = self._findings()
-        table, predicted = preregister.scores(self.folder, record.table(self.jobs))
+        from isoflop.plan import against_plan
+
+        table, predicted = preregister.scores(self.folder, self._table())
         record.save(table, self.folder / "runs.parquet")
         family, budget = f"axis.{self.study.family}", f"axis.{self.study.budget}"
         unit, judged, curves = judge(self.study.objective, table, record.curves(self.jobs))
@@ -210,6 +218,7 @@ class Campaign:
             budget=budget,
             analysis=analysis,
             search=found,
+            cost=against_plan(self.folder, self.jobs),
         )
         text: str = found.text if found else analysis.verdict.text
         sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
@@ -221,6 +230,17 @@ class Campaign:
             self.machine.mirror.push(self.folder, lambda name: name.split("/")[0] not in LOCAL)
             print(f"kept at {self.machine.mirror.url}/{self.study.name}")
         return text
+
+    def _table(self) -> pd.DataFrame:
+        """The run table, with what `--plan` had said of each run."""
+        from isoflop.plan import said_and_took
+
+        table, pairs = record.table(self.jobs), said_and_took(self.folder, self.jobs)
+        if pairs:
+            for index, column in enumerate(("planned_seconds", "taken_seconds")):
+                table[column] = [pairs[name][index] if name in pairs else None
+                                 for name in table["run"]]  # fmt: skip
+        return table
 
     def _findings(self) -> Searched | None:
         """What a search has found; None of a grid."""
@@ -234,7 +254,7 @@ class Campaign:
     def go(self) -> int:
         """Train what has no result yet, then report. Returns the exit status."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder), stoppable(self.folder / "stop"):
+        with alone(self.folder, self.machine.mirror), stoppable(self.folder / "stop"):
             source = self._source()
             left = record.unfinished(self.chosen) if source is None else source.left
             if left or (source and source.further):

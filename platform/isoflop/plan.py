@@ -1,6 +1,7 @@
 """What would a study cost, and what did it? Runs, parameters, tokens, FLOPs and time.
 
-Time is predicted from a second or two of real training steps of each model on this machine.
+Time is predicted from a second or two of real training steps of each model on this machine, or of
+a named GPU from its peak and the share of it that is hoped for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop import objectives
@@ -20,12 +22,47 @@ from isoflop.progress import duration
 from isoflop.run import Run, short
 from isoflop.training import optimizer
 from isoflop.training.distributed import Ranks
+from isoflop.training.peak import SHEETS, listed
 from isoflop.training.process import settle
 from isoflop.training.step import update
 from models.interface import Config
 
 PLAN = "plan.json"  # in a study's folder: the seconds that `--plan` gave each run, by identity
+HOPED = (
+    0.35  # of a named GPU's peak: what a model of some 100 M parameters reaches, small ones less
+)
+SHORT_STEP = 2e-3  # seconds: about what a GPU needs to be told of a step, however small
 LARGEST_STEP = 2e11  # FLOPs of a step worth trying out here; larger models are extrapolated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU that is not here, and the share of its peak that training reaches there."""
+
+    name: str
+    share: float
+
+    @staticmethod
+    def parse(text: str) -> Device:
+        """Of "H100", or "H100:0.5". Raises ValueError."""
+        name, _, share = text.partition(":")
+        device = Device(name=name, share=float(share) if share else HOPED)
+        if not 0 < device.share <= 1:
+            raise ValueError(f"--on {text}: the share of the peak must be above 0, and at most 1")
+        device.flops  # noqa: B018  a name that nobody knows is said at once
+        return device
+
+    @property
+    def flops(self) -> float:
+        """What training does in a second."""
+        peak = listed(self.name)
+        if peak is None:
+            known = ", ".join(SHEETS)
+            raise ValueError(f"--on {self.name}: no GPU of that name is known; known are {known}")
+        return peak * self.share
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.share:.0%} of its peak"
 
 
 def show(
@@ -37,15 +74,26 @@ def show(
     *,
     summary: bool = True,
     shared: Mapping[str, int] | None = None,
+    device: Device | None = None,
 ) -> dict[str, float]:
     """Print the table of `jobs` and the cost of those that are `left`, in dollars too if there is a
-    `price` per hour of this machine. `shared`: steps that a run has from a trunk, by identity.
-    Returns the seconds of every job on one core, by identity.
+    `price` per hour of this machine, or of GPUs of the kind that `device` names. `shared`: steps
+    that a run has from a trunk, by identity. Returns the seconds of every job on one core or GPU,
+    by identity.
     """
     from rich.console import Console
     from rich.table import Table
 
-    rates = throughput(job.run for job in jobs)
+    if device is None:
+        rates = throughput(job.run for job in jobs)
+    else:
+        rates = {job.run.model: device.flops for job in jobs}
+        quick = [job.label for job in jobs if _step_flops(job.run) / device.flops < SHORT_STEP]
+        if quick:
+            print(
+                f"{len(quick)} of {len(jobs)} points have steps of less than {SHORT_STEP * 1e3:g} "
+                f"ms there ({quick[0]}): such small ones take longer than this says."
+            )
     shared = shared or {}
     own = {job.run.identity: 1 - shared.get(job.run.identity, 0) / job.run.steps for job in jobs}
     seconds = {job.run.identity: own[job.run.identity] * _seconds(job.run, rates) for job in jobs}
@@ -70,7 +118,7 @@ def show(
     Console(width=max(100, Console().width)).print(table)
     if not summary:
         return seconds
-    at_once = at_once or max(1, (os.cpu_count() or 1) // workers)
+    at_once, where = slots(workers, at_once, device)
     wall = makespan([seconds[name] for name in waiting], at_once) / workers
     total = sum(own[job.run.identity] * float(job.run.training_flops) for job in left)
     if shared:
@@ -82,9 +130,18 @@ def show(
     cost = "" if price is None else f" and {wall / 3600 * price:.2f} dollars"
     print(
         f"{len(left)} of {len(jobs)} runs to train: {short(total)} FLOPs, about {duration(wall)}"
-        f"{cost} with {at_once} at once on this machine's processors. Nothing has been started."
+        f"{cost} with {at_once} at once on {where}. Nothing has been started."
     )
     return seconds
+
+
+def slots(workers: int, at_once: int | None, device: Device | None) -> tuple[int, str]:
+    """How many runs at once, and on what."""
+    if device is None:
+        at_once = at_once or max(1, (os.cpu_count() or 1) // workers)
+        return at_once, "this machine's processors"
+    count = (at_once or 1) * workers
+    return at_once or 1, f"{count} {device}"
 
 
 def throughput(runs: Iterable[Run]) -> dict[Config, float]:
@@ -137,17 +194,7 @@ def _measure(run: Run) -> float:
 
 def against_plan(folder: Path, trained: list[Job]) -> str:
     """What `--plan` had said of the runs that were trained, beside what they took; "" without."""
-    try:
-        planned = json.loads((folder / PLAN).read_text())
-    except (OSError, ValueError):
-        return ""
-    both = [(planned[job.run.identity], result(job.folder) or {}) for job in trained
-            if job.run.identity in planned]  # fmt: skip
-    pairs = [
-        (said, values["seconds"] - values["shared_seconds"] + values["evaluation_seconds"])
-        for said, values in both
-        if values.get("status") == "finished"
-    ]
+    pairs = said_and_took(folder, trained).values()
     if not pairs:
         return ""
     said, took = (sum(column) for column in zip(*pairs, strict=True))
@@ -155,6 +202,23 @@ def against_plan(folder: Path, trained: list[Job]) -> str:
         f"planned {duration(said)} for training and evaluating {len(pairs)} runs one by one; it "
         f"took {duration(took)}, {took / max(said, 1e-9):.2f} times that\n"
     )
+
+
+def said_and_took(folder: Path, jobs: Iterable[Job]) -> dict[str, tuple[float, float]]:
+    """Seconds of training and evaluation of each finished run that `--plan` had spoken of."""
+    try:
+        planned = json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError):
+        return {}
+    ended = {job.run.identity: result(job.folder) or {} for job in jobs}
+    return {
+        name: (
+            planned[name],
+            values["seconds"] - values["shared_seconds"] + values["evaluation_seconds"],
+        )
+        for name, values in ended.items()
+        if name in planned and values.get("status") == "finished"
+    }
 
 
 def spent(jobs: list[Job], wall: float, price: float | None) -> str:

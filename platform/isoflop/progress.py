@@ -126,7 +126,7 @@ class Progress:
         from rich.text import Text
 
         table = Table(title=self._summary(), title_justify="left", box=None, pad_edge=False)
-        for name in ("point", "progress", "loss", "held out", "tokens/s", "left"):
+        for name in ("point", "progress", "loss", "held out", "tokens/s", "of peak", "left"):
             table.add_column(name, justify="left" if name in ("point", "progress") else "right")
         if not self.running:  # before the first has started, and after the last has ended
             return Text(self._summary())
@@ -139,6 +139,7 @@ class Progress:
                 _number(running.record.get("train/loss"), ".3f"),
                 _number(running.record.get("val/loss"), ".3f"),
                 _number(running.record.get("tokens_per_second"), ",.0f"),
+                _number(running.record.get("utilisation"), ".0%"),
                 "" if left is None else duration(left),
             )
         return table

@@ -20,7 +20,10 @@ from isoflop.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS = ("loss", "best_loss", "bits_per_byte", "train_loss", "seconds", "tokens_per_second")
+RESULTS = (
+    "loss", "best_loss", "bits_per_byte", "train_loss", "seconds", "tokens_per_second",
+    "utilisation",
+)  # fmt: skip
 
 
 def described(run: Run, unique_tokens: int) -> dict[str, Any]:

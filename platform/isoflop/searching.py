@@ -7,7 +7,6 @@ knows the runs of all those before it, whatever was searched for then.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +221,7 @@ def findings(campaign: Campaign) -> Findings:
 
 def plan(campaign: Campaign) -> None:
     """Print what may be chosen and what it may cost; start nothing."""
-    from isoflop.plan import show
+    from isoflop.plan import show, slots
 
     search = searched(campaign)
     with user_input():
@@ -232,14 +231,16 @@ def plan(campaign: Campaign) -> None:
     print(f"{asked} trials have been chosen; for the {left} others, points like these:\n")
     examples = possible(campaign, max(1, min(left, SHOWN)))
     machine, price = campaign.machine, campaign.limits.price
-    seconds = show(examples, examples, machine.workers, machine.at_once, summary=False)
+    seconds = show(
+        examples, examples, machine.workers, machine.at_once, summary=False, device=campaign.device
+    )
     total = sum(seconds.values()) / len(seconds) * left
     flops = sum(float(job.run.training_flops) for job in examples) / len(examples) * left
-    at_once = machine.at_once or max(1, (os.cpu_count() or 1) // machine.workers)
+    at_once, where = slots(machine.workers, machine.at_once, campaign.device)
     wall = total / at_once / machine.workers
     cost = "" if price is None else f", {wall / 3600 * price:.2f} dollars"
     less = ", less what pruning saves" if search.settings.pruning else ""
     print(
         f"\n{left} runs: about {short(flops)} FLOPs, {duration(wall)}{cost} with {at_once} at once "
-        f"on this machine's processors{less}. Nothing has been started."
+        f"on {where}{less}. Nothing has been started."
     )

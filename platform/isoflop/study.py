@@ -57,6 +57,8 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     from isoflop.campaign import Campaign, Machine
     from isoflop.watching import Limits
 
+    if options.on and not options.plan:
+        raise UserError("--on belongs to --plan")
     asked = [name for name in ("go", "target", "spend") if getattr(options, name) is not None]
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
@@ -77,6 +79,11 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     )
     campaign = Campaign.prepare(study, machine, chosen, options.set, quiet=options.print_config)
     campaign = replace(campaign, preregister=options.preregister, limits=limits)
+    if options.on:
+        from isoflop.plan import Device
+
+        with user_input():
+            campaign = replace(campaign, device=Device.parse(options.on))
     return _act(campaign, options)
 
 
@@ -136,6 +143,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
     modes.add_argument(
         "--plan", action="store_true", help="print runs, tokens, FLOPs, time; start nothing"
     )
+    what.add_argument(
+        "--on", metavar="GPU[:SHARE]",
+        help="--plan for that GPU instead of this machine, such as H100:0.4 for 40%% of its peak",
+    )  # fmt: skip
     modes.add_argument("--print-config", action="store_true", help="print every run as JSON")
     modes.add_argument(
         "--smoke", action="store_true", help="two steps of the smallest point, in seconds"

@@ -6,15 +6,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from isoflop import record, tracking
-from isoflop.design import Study, UserError
+from isoflop.design import Study, UserError, user_input
 from isoflop.orchestration.job import Job
+from isoflop.orchestration.lease import leased
 from isoflop.orchestration.mirror import Mirror, not_checkpoints
 from isoflop.progress import duration
 from isoflop.training.loop import Record
@@ -170,12 +171,19 @@ class Limited:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, mirror: Mirror | None = None) -> Iterator[None]:
     """Two drivers on one study would train the same runs; the second is told so."""
     from filelock import FileLock, Timeout
 
+    def lost(why: str) -> None:
+        (folder / "stop").touch()
+        print(f"\nstopping: {why}", file=sys.stderr)
+
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with ExitStack() as stack:
+            stack.enter_context(FileLock(folder / "lock", timeout=0))
+            with user_input():
+                stack.enter_context(leased(mirror, folder, lost))
             yield
     except Timeout:
         raise UserError(f"another process is running this study in {folder}; wait for it") from None

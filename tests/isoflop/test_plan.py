@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from isoflop import plan
 from isoflop.orchestration.job import Job
-from isoflop.plan import makespan, show, throughput
+from isoflop.plan import PLAN, Device, against_plan, makespan, said_and_took, show, throughput
 from isoflop.progress import duration
 from isoflop.run import Run, short
 
@@ -85,6 +87,49 @@ def test_show_adds_up(
     assert f"about {duration(each)} with 2 at once" in capsys.readouterr().out
     show(jobs, [], workers=1, at_once=None)
     assert "0 of 3 runs to train: 0 FLOPs, about 0 s" in capsys.readouterr().out
+
+
+def test_a_named_gpu_is_planned_for_without_measuring(
+    make_run: MakeRun,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Steps that would take an H100 far less than it needs to be told of them are said."""
+    monkeypatch.setattr(plan, "throughput", lambda runs: pytest.fail("nothing is measured"))
+    jobs = [make_job(make_run())]
+    device = Device.parse("H100:0.5")
+    seconds = show(jobs, jobs, workers=2, at_once=None, price=3600.0, device=device)
+    tokens = 2560 + 512 * 3 / 3
+    expected = tokens * jobs[0].run.model.flops_per_token().training / (0.5 * 989e12)
+    assert seconds[jobs[0].run.identity] == pytest.approx(expected)
+    shown = capsys.readouterr().out
+    assert "with 1 at once on 2 H100 at 50% of its peak" in shown
+    assert "1 of 1 points have steps of less than 2 ms there" in shown
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("H1000", "no GPU of that name is known; known are"), ("H100:2", "above 0, and at most 1"),
+    ("H100:much", "could not convert"),
+])  # fmt: skip
+def test_a_gpu_that_cannot_be_planned_for(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Device.parse(text)
+
+
+def test_what_was_said_stands_beside_what_it_took(
+    make_run: MakeRun, make_job: MakeJob, tmp_path: Path
+) -> None:
+    finished, missing = (make_job(make_run(seed=seed), str(seed)) for seed in (0, 1))
+    assert against_plan(tmp_path, [finished]) == "", "nothing was planned"
+    plans = {job.run.identity: 8.0 for job in (finished, missing)}
+    (tmp_path / PLAN).write_text(json.dumps(plans))
+    took = {"seconds": 21.0, "shared_seconds": 7.0, "evaluation_seconds": 2.0}
+    finished.folder.mkdir()
+    (finished.folder / "result.json").write_text(json.dumps({"status": "finished", **took}))
+    assert said_and_took(tmp_path, [finished, missing]) == {finished.run.identity: (8.0, 16.0)}
+    assert "planned 8 s" in against_plan(tmp_path, [finished, missing])
+    assert "took 16 s, 2.00 times that" in against_plan(tmp_path, [finished, missing])
 
 
 @pytest.mark.parametrize("model", ["diffusion", "t5"])

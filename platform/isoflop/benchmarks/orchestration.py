@@ -217,15 +217,20 @@ def _recovery(storage: Path, tokens: int, resources: Resources) -> None:
 
 
 def trainers() -> list[int]:
-    """This process's descendants that carry out a trial, by the title that Ray gives them."""
-    titled = []
+    """This process's descendants that carry out a trial."""
+    return titled("ImplicitFunc.train")
+
+
+def titled(title: str) -> list[int]:
+    """This process's descendants that Ray has given such a title."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ImplicitFunc.train" in (folder / "cmdline").read_bytes():
-                titled.append(int(folder.name))
+            if title.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
         except OSError:  # it has ended meanwhile
             continue
-    return [pid for pid in titled if os.getpid() in _ancestors(pid)]
+    return [pid for pid in found if os.getpid() in _ancestors(pid)]
 
 
 def _ancestors(pid: int) -> list[int]:

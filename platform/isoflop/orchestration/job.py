@@ -38,6 +38,7 @@ from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import Capturing, captures, write_references
 from isoflop.orchestration.mirror import Mirror
+from isoflop.orchestration.system import Meter
 from isoflop.rollouts.alarm import Raised
 from isoflop.run import Run
 from isoflop.training.checkpoint import write_json
@@ -110,8 +111,9 @@ def execute(
             (job.folder / "traceback.txt").unlink(missing_ok=True)
             described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
             write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
-        outcome, alarm = _train(job, ranks, report, beside, warnings.append)
-        values = _summary(job, outcome)
+        meter = Meter(job.run, ranks, report)
+        outcome, alarm = _train(job, ranks, meter, beside, warnings.append)
+        values = {**_summary(job, outcome), "utilisation": meter.utilisation}
         if outcome.status == "stopped" and alarm is not None:
             values |= {"status": "alarmed", "error": str(alarm)}
         elif outcome.status == "stopped" and (job.folder / PRUNE).exists():

@@ -16,7 +16,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,24 @@ class Mirror:
                 same = there.get(name) == (folder / name).stat().st_size
                 if keep(name) and not (same and not name.endswith((".json", ".parquet", ".html"))):
                     self._send(folder / name)
+
+    def read(self, path: Path) -> str | None:
+        """What stands at the URL under the name of a file here, read there; None: nothing."""
+        with _told(self.url):
+            self._system.invalidate_cache()
+            try:
+                return bytes(self._system.cat_file(self._remote(path))).decode()
+            except FileNotFoundError:
+                return None
+
+    def write(self, path: Path, text: str) -> None:
+        with _told(self.url):
+            self._system.makedirs(self._remote(path.parent), exist_ok=True)
+            self._system.pipe_file(self._remote(path), text.encode())
+
+    def remove(self, path: Path) -> None:
+        with _told(self.url), suppress(FileNotFoundError):
+            self._system.rm_file(self._remote(path))
 
     def checkpoint(self, path: Path) -> None:
         """Keep a checkpoint that was just written, and no other than are kept here."""

@@ -5,7 +5,8 @@ One worker: the run trains inside its trial. Trials are functions in reused proc
 further trial costs a fraction of a second, where a fresh process would cost the import of torch,
 and a nested start tens of seconds.
 
-Several workers: the trial starts a Ray Train TorchTrainer and computes nothing itself.
+Several workers: the trial has a group of Ray Train's do the work (`groups`), computes nothing
+itself, and keeps the group for the points after it.
 
 Either way the same `execute` runs, and what it reports reaches the `Watcher` in the driver. A
 process that dies is started again by Ray and goes on from the run's own checkpoint; Tune's and
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.orchestration.cluster import Resources, left
-from isoflop.orchestration.job import Job, conclude, execute, result
+from isoflop.orchestration.groups import Kept
+from isoflop.orchestration.job import Job, conclude, execute
 from isoflop.orchestration.scribe import beside
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
@@ -192,70 +194,44 @@ def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
     tune.report({"records": report.take(), "result": values})
 
 
-def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, store: Path) -> None:
-    """The trial of a run with several workers: a Ray Train group does the work.
+KEPT = Kept()  # of a trial's process, which Tune reuses
 
-    A group that dies is started again from the run's checkpoint: with as many workers, or with as
-    many as the machines that are left can hold. The global batch stays, shared by fewer.
+
+def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, store: Path) -> None:
+    """The trial of a run with several workers: a group that outlives the trial does the work.
+
+    A group that dies is replaced, and goes on from the run's checkpoint: with as many workers, or
+    with as many as the machines that are left can hold. The global batch stays, shared by fewer.
     """
     from ray import train, tune
 
     job = config.get("job") or jobs[config["run"]]
+    if job.stop_file.exists():
+        tune.report({"result": {"status": "stopped"}})
+        return
+    if KEPT.group and KEPT.group.slots.workers < slots.workers:  # machines have gone
+        slots = _left(slots, job)
     for attempt in range(RESTARTS + 1):
         try:
-            _fit_group(job, slots, store)
+            group = KEPT.group_of(slots, store)
+            values = group.carry_out(job, lambda records: tune.report({"records": records}))
             break
         except train.TrainingFailedError as error:
-            if attempt == RESTARTS:
-                failed(job, f"{type(error).__name__}: {error}")
-                break
-            workers = fitting(job.run.rows, slots.workers, left(slots.gpu))
-            slots = replace(slots, workers=workers)
-    tune.report({"records": [], "result": result(job.folder) or failed(job, "workers vanished")})
+            KEPT.close()
+            values = failed(job, f"{type(error).__name__}: {error}") if attempt == RESTARTS else {}
+            slots = _left(slots, job)
+    tune.report({"records": [], "result": values})
 
 
-def _fit_group(job: Job, slots: Slots, store: Path) -> None:
-    """Start the group and wait for it. Raises TrainingFailedError if one of its processes dies."""
-    from ray import train
-    from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
-        scaling_config=train.ScalingConfig(
-            num_workers=slots.workers, use_gpu=slots.gpu, resources_per_worker=slots.bundle
-        ),
-        run_config=train.RunConfig(
-            # New for each start: the run's own checkpoints say where to go on, not Train's.
-            name=f"{job.run.identity}-{time.time_ns()}",
-            storage_path=str(store.absolute()),
-            callbacks=[TuneReportCallback()],
-            # Train itself would start as many workers again, on nodes that it takes to be alive.
-            failure_config=train.FailureConfig(
-                max_failures=0,
-                controller_failure_limit=3,  # the default retries for ever
-            ),
-        ),
-    ).fit()
+def _left(slots: Slots, job: Job) -> Slots:
+    """For a group of the job, what the machines that are left can hold."""
+    return replace(slots, workers=fitting(job.run.rows, slots.workers, left(slots.gpu)))
 
 
 def fitting(rows: int, workers: int, units: int) -> int:
     """The most workers, at most as many as before, that `units` cores or GPUs hold and that can
     share a batch of `rows` equally; 1 if nothing is left, since a node may come back."""
     return max(n for n in range(1, workers + 1) if n == 1 or (n <= units and rows % n == 0))
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    """One rank of a run in a Ray Train group. Every rank reports, since Train waits for all."""
-    from ray import train
-    from ray.train.torch import get_device
-
-    context = train.get_context()
-    ranks = Ranks(
-        rank=context.get_world_rank(), world=context.get_world_size(), device=str(get_device())
-    )
-    execute(config["job"], ranks, lambda records: train.report({"records": records}), beside)
 
 
 class _Buffered:

@@ -51,12 +51,13 @@ def build(
     budget: str | None = "axis.flops",
     analysis: Analysis | None = None,
     search: Searched | None = None,
+    cost: str = "",
 ) -> Path:
     """Writes the report into `folder` and returns the path of its page.
 
     `table` has a row per run, `curves` a frame per run, `rollouts` a row per completion (each may
     be empty). `references` has the rollout metrics of held-out text. `analysis` saves fitting twice
-    where the caller has fitted already.
+    where the caller has fitted already. `cost`: what was planned, and what it took.
     """
     if analysis is None:
         analysis = analyse(table, curves=curves, family=family, budget=budget)
@@ -87,6 +88,7 @@ def build(
         parameters=PARAMETERS,
         predictions=predictions(table),
         search=search,
+        cost=cost[:1].upper() + cost[1:].strip(),
     )
     return put(folder / "report.html", page.encode())
 

@@ -112,7 +112,10 @@ RUN_COLUMNS = (
     "best_loss",
     "train_loss",
     "tokens_per_second",
+    "utilisation",
     "seconds",
+    "planned_seconds",
+    "taken_seconds",
 )
 
 

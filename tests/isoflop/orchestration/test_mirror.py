@@ -163,7 +163,7 @@ def test_another_machine_goes_on_from_the_checkpoint(
 def test_a_study_ends_with_all_it_has_at_the_url(
     tmp_path: Path, text_folder: Path, machines: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(campaign: Campaign, left: list[Job]) -> bool:
+    def here(campaign: Campaign, left: list[Job], source: None) -> bool:
         for one in left:
             execute(one, Ranks(), lambda records: None)
         campaign.report()
@@ -181,4 +181,4 @@ def test_a_study_ends_with_all_it_has_at_the_url(
     (run,) = (store / "runs").iterdir()
     assert json.loads((run / "result.json").read_text())["status"] == "finished"
     assert len(list((run / "checkpoints").glob("step-*/model.safetensors"))) == 1
-    assert not (store / "lock").exists()
+    assert not (store / "lock").exists() and not (store / "driver.json").exists()
