@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,4 +180,5 @@ def _described(job: Job) -> dict[str, Any]:
         "folder": str(job.folder),
         "prepared": str(job.prepared.folder),
         "stop_file": str(job.stop_file),
+        "means": asdict(job.means),
     }

@@ -27,7 +27,7 @@ ALLOWED = {
     "train": {"run", "targets", "design", "study", "models"},
     "reward": {"run", "captures", "exchange", "rollouts", "training", "data"},
     "score": {"exchange", "objectives", "targets", "data", "training"},
-    "training": {"run", "data", "objectives", "models.interface"},
+    "training": {"run", "targets", "data", "objectives", "models.interface"},
     "rollouts": {
         "run", "captures", "targets", "data.tokenizers", "models.interface", "models.cache",
     },
@@ -48,7 +48,7 @@ ALLOWED = {
     "preregister": {"orchestration.job", "plan", "record", "scaling", "campaign", "design",
                     "report.analysis"},
     "planning": {
-        "run", "targets", "data.rows", "data.tokenizers", "objectives", "training.step", "plan",
+        "run", "targets", "data.rows", "data.tokenizers", "objectives", "training", "plan",
         "design", "scaling",
         "models", "models.interface",
     },
@@ -68,7 +68,7 @@ ALLOWED = {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",
     },
-    "study": {"run", "space", "design", "campaign", "upcoming", "watching"},
+    "study": {"run", "space", "design", "campaign", "upcoming", "watching", "training.means"},
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",
         "orchestration", "rollouts", "scaling", "exchange", "tracking", "models",

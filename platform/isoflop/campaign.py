@@ -37,6 +37,7 @@ from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
+from isoflop.training.means import USUAL, Means
 from isoflop.training.process import settle
 from isoflop.training.step import has_bfloat16
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
@@ -69,6 +70,7 @@ class Machine:
     workers: int = 1
     at_once: int | None = None
     beside: bool = False  # rollouts are captured by processes of their own
+    means: Means = USUAL  # how each worker computes
 
     def __post_init__(self) -> None:
         for name in ("workers", "at_once"):
@@ -409,6 +411,7 @@ def job_of(
         stop_file=(folder / "stop").absolute(),
         mirror=machine.mirror,
         beside=machine.beside,
+        means=machine.means,
     )
 
 
@@ -433,6 +436,12 @@ def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
         raise ValueError(
             f"a batch of {run.rows} rows cannot be shared equally by {machine.workers} workers; "
             "choose --workers or batch_tokens so that it can"
+        )
+    rows, share = machine.means.micro_batch, run.rows // machine.workers
+    if run.objective.contrast and rows is not None and rows < share:
+        raise ValueError(
+            f"--micro-batch is {rows}, but objective.contrast compares all {share} rows of a "
+            "worker's batch with each other: leave --micro-batch out"
         )
     capture.check(run.rollouts, run.model.context)
 

@@ -55,6 +55,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 def _dispatch(study: Study, options: argparse.Namespace) -> int:
     from isoflop.campaign import Campaign, Machine
+    from isoflop.training.means import Means
     from isoflop.watching import Limits
 
     if options.on and not options.plan:
@@ -62,6 +63,8 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     asked = [name for name in ("go", "target", "spend") if getattr(options, name) is not None]
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
+    with user_input():
+        means = Means(micro_batch=options.micro_batch)
     machine = Machine.at(
         options.storage or study.file.parent / "results",
         tracking=options.tracking,
@@ -69,6 +72,7 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
         workers=options.workers,
         at_once=options.at_once,
         beside=options.beside,
+        means=means,
     )
     with user_input():
         machine.fetch(study.name)
@@ -194,6 +198,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument(
         "--at-once", type=int, metavar="N", help="runs side by side (default: all cores or GPUs)"
     )
+    where.add_argument(
+        "--micro-batch", type=int, metavar="ROWS",
+        help="rows that go through a model at once; gradients add up to the same batch (default: "
+        "what memory holds)",
+    )  # fmt: skip
     where.add_argument(
         "--beside",
         action="store_true",

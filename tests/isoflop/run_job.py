@@ -18,6 +18,7 @@ from isoflop.data.prepare import Prepared
 from isoflop.orchestration.job import Job, execute
 from isoflop.run import Run
 from isoflop.training.distributed import Ranks
+from isoflop.training.means import Means
 from models import ZOO
 
 
@@ -30,6 +31,7 @@ def job(values: dict[str, Any]) -> Job:
         folder=Path(values["folder"]),
         prepared=Prepared.load(Path(values["prepared"])),
         stop_file=Path(values["stop_file"]),
+        means=Means(**values.get("means", {})),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -51,6 +52,20 @@ class Batch:
         predicted, ids = self.predicted, self.targets.cpu()
         each = sizes[ids.clamp(max=len(sizes) - 1)].double() * (ids < len(sizes))
         return float(each.sum() if predicted is None else (each * predicted.cpu()).sum())
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.targets)
+
+    def some(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        return self._each(lambda part: part[rows])
+
+    def parts(self, rows: int) -> list[Batch]:
+        """Its rows in as few parts as hold at most `rows` each, nearly equally many in all."""
+        number = -(-len(self) // rows)
+        ends = [len(self) * k // number for k in range(number + 1)]
+        return [self.some(slice(*place)) for place in pairwise(ends)]
 
     def to(self, device: str) -> Batch:
         """On the device; from pinned memory the copy does not wait for what computes there."""

@@ -45,6 +45,7 @@ from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
+from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.process import settle
 from isoflop.training.trunk import Trunk
@@ -72,6 +73,7 @@ class Job:
     threads: int = 1  # of this process, on a CPU
     mirror: Mirror | None = None  # where the folder is kept, if not on this machine's disk
     trunk: Trunk | None = None  # what it shares with longer or shorter runs
+    means: Means = USUAL  # how it is computed here
     beside: bool = False  # rollouts are captured by another process (see `scribe`), not by this one
 
 
@@ -183,7 +185,7 @@ def _train(
         report=report, capture=capture, stop=stop, saved=saved, warn=warn, trunk=job.trunk
     )
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
-    outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks)
+    outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks, job.means)
     if ranks.leads:
         write_json(job.folder / "history.json", outcome.progress.history)
         if outcome.status == "finished":
@@ -229,6 +231,7 @@ def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
         "shared_seconds": progress.shared_seconds,
         "tokens_per_second": progress.step * job.run.batch_tokens / max(1e-9, progress.seconds),
         "rollouts": _last_capture(progress.history),
+        **outcome.computed,
     }
 
 

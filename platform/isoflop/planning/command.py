@@ -12,7 +12,6 @@ import numpy as np
 
 from isoflop.planning import money, pilot, shapes, writing
 from isoflop.planning.grid import Ask, Design, Planned, design
-from isoflop.planning.memory import MARGIN
 from isoflop.planning.money import Speed
 from isoflop.planning.pilot import Pilot
 from isoflop.run import Text
@@ -20,6 +19,7 @@ from isoflop.scaling.files import put
 from isoflop.scaling.forms import Points
 from isoflop.scaling.interval import compact, scientific
 from isoflop.scaling.power import Detectable, detectable, simulate
+from isoflop.training.memory import MARGIN
 
 FARTHER = 10.0  # the target, in units of the largest budget
 PROBED = shapes.WIDTHS.index(64)  # the shape whose speed is the first guess

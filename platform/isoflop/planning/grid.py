@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.planning.memory import Memory, memory
 from isoflop.planning.pilot import Pilot
 from isoflop.planning.rates import FEWEST_STEPS, Rates
 from isoflop.planning.shapes import size
 from isoflop.run import AdamW, Evaluation, Run, Schedule, Text
 from isoflop.scaling.interval import compact, scientific
 from isoflop.targets import suiting
+from isoflop.training.memory import Memory, memory
 from models.interface import Config
 
 APART = 3.0  # budgets

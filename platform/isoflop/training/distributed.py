@@ -6,6 +6,7 @@ only uses it. A run of one process never touches it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,6 +48,14 @@ def bare(model: nn.Module) -> Model:
     return inner
 
 
+def reduced(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Around a part of a step: gradients travel between the ranks with its last part alone."""
+    if last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    waiting: AbstractContextManager[object] = model.no_sync()
+    return waiting
+
+
 def equal_share(count: Tensor | int, ranks: Ranks) -> Tensor | int:
     """What each rank must divide its sum by, so that the ranks' mean is the mean of the batch.
 
@@ -67,6 +76,15 @@ def mean(value: Tensor, ranks: Ranks) -> float:
         distributed.all_reduce(value)
         value /= ranks.world
     return float(value)
+
+
+def least(value: int, ranks: Ranks) -> int:
+    """The smallest of the ranks' numbers, on every rank."""
+    if ranks.world == 1:
+        return value
+    answer = torch.tensor([value], device=ranks.device)
+    distributed.all_reduce(answer, op=distributed.ReduceOp.MIN)
+    return int(answer.item())
 
 
 def agree(flag: bool, ranks: Ranks) -> bool:

@@ -69,15 +69,10 @@ def evaluate(model: Model, text: HeldOut, objective: Objective, ranks: Ranks, ro
     was_training = model.training
     model.eval()
     sources = text.sources or (Source(name="", windows=range(len(text.rows)), share=1.0),)
-    totals = torch.zeros(len(sources), 3, dtype=torch.float64)  # nats, tokens, their bytes
-    for source, total in zip(sources, totals, strict=True):
-        end = source.windows.stop
-        for start in range(source.windows.start + ranks.rank * rows, end, ranks.world * rows):
-            batch = objective.batch(text.rows.part(slice(start, min(start + rows, end))))
-            nats = objective.loss(model, batch.to(ranks.device))
-            size = batch.measure(text.token_bytes)
-            total += torch.tensor([float(nats), float(batch.count), size])
-    model.train(was_training)
+    try:
+        totals = torch.stack([_total(model, text, s, objective, ranks, rows) for s in sources])
+    finally:  # memory may run out, and less be tried
+        model.train(was_training)
     if ranks.world > 1:
         totals = totals.to(ranks.device)
         distributed.all_reduce(totals)
@@ -90,6 +85,20 @@ def evaluate(model: Model, text: HeldOut, objective: Objective, ranks: Ranks, ro
     mixed = shares @ (totals / totals[:, 1:2].clamp(min=1.0)) * totals[:, 1].sum()
     named = {source.name: score for source, score in zip(sources, scores, strict=True)}
     return replace(_score(*mixed.tolist()), parts=named)
+
+
+def _total(
+    model: Model, text: HeldOut, source: Source, objective: Objective, ranks: Ranks, rows: int
+) -> Tensor:
+    """Nats, tokens and their bytes of a source's windows, as far as they are this rank's."""
+    total = torch.zeros(3, dtype=torch.float64)
+    end = source.windows.stop
+    for start in range(source.windows.start + ranks.rank * rows, end, ranks.world * rows):
+        batch = objective.batch(text.rows.part(slice(start, min(start + rows, end))))
+        nats = objective.loss(model, batch.to(ranks.device))
+        size = batch.measure(text.token_bytes)
+        total += torch.tensor([float(nats), float(batch.count), size])
+    return total
 
 
 def _score(nats: float, tokens: float, size: float) -> Score:

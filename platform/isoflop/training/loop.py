@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,14 +24,15 @@ from isoflop import objectives
 from isoflop.data.rows import Rows
 from isoflop.objectives import Batch
 from isoflop.run import Run
-from isoflop.training import checkpoint, optimizer, parametrisation
+from isoflop.training import checkpoint, micro, optimizer, parametrisation
 from isoflop.training.averaging import Average
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, mean, wrap
 from isoflop.training.evaluate import HeldOut, evaluate, points
 from isoflop.training.feeder import Feeder, ahead
+from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import measure
-from isoflop.training.step import seed_step, update
+from isoflop.training.step import gradients, move, seed_step
 from isoflop.training.trunk import Trunk
 from models.interface import Model
 
@@ -90,6 +91,7 @@ class Outcome:
     progress: Progress = field(repr=False)
     model: Model = field(repr=False)
     averaged: Model | None = field(repr=False, default=None)
+    computed: dict[str, Any] = field(repr=False, default_factory=dict)  # by which means
 
 
 def log_every(steps: int) -> int:
@@ -98,14 +100,19 @@ def log_every(steps: int) -> int:
 
 
 def train(
-    run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks | None = None
+    run: Run,
+    inputs: Inputs,
+    ranks: Ranks,
+    folder: Path,
+    hooks: Hooks | None = None,
+    means: Means = USUAL,
 ) -> Outcome:
     """Train `run` to its end, from the newest checkpoint in `folder` if there is one.
 
     The same run gives the same losses to the bit on the same machine, interrupted or not, captured
     or not; with more ranks it agrees to rounding, since the global batches are the same.
     """
-    return session(run, inputs, ranks, folder, hooks or Hooks()).go()
+    return session(run, inputs, ranks, folder, hooks or Hooks()).go(means)
 
 
 def session(run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks) -> Session:
@@ -159,9 +166,15 @@ class Session:
         # Called before anything but a step reads the weights, or (True) the optimizer's moments
         # too: they may be kept elsewhere (see `together`).
         self.fetch: Callable[[bool], None] = lambda moments: None
+        share = run.rows // ranks.world
+        self.micro = micro.Micro(model=model, ranks=ranks, folder=folder, share=share, rows=share)
 
-    def go(self) -> Outcome:
+    def go(self, means: Means) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
+        self.micro = micro.choose(
+            self.model, self.objective, lambda: self.frame(self.progress.step), self.run,
+            self.ranks, self.folder, means, moments=self._moments(),
+        )  # fmt: skip
         with Feeder(
             self.frame,
             start=self.progress.step,
@@ -227,9 +240,16 @@ class Session:
             self.run.schedule, step, self.run.steps, self.run.optimizer.lr
         )
         optimizer.set_learning_rate(self.optim, self.rate)
-        seed_step(self.run, step, self.ranks)
         batch = feeder.batch(step)
-        loss, norm = update(forward, self.optim, self.objective, batch, self.run, self.ranks)
+
+        def attempt() -> Tensor:
+            seed_step(self.run, step, self.ranks)
+            return gradients(
+                forward, self.objective, batch, self.run, self.ranks, rows=self.micro.rows
+            )
+
+        loss = self.micro.steadily(attempt, self.hooks.warn)
+        norm = move(forward, self.optim, self.run)
         if self.average:
             self.average.update(self.model)
         self.losses.append(loss)
@@ -246,6 +266,12 @@ class Session:
             except OSError as error:
                 self.hooks.warn(f"no fork of the trunk at step {self.progress.step}: {error}")
         self.started = time.perf_counter()
+
+    def _moments(self) -> int:
+        """Bytes that come on top of a first pass: what an optimizer keeps of each weight, at most
+        AdamW's two numbers, and the buckets in which gradients travel."""
+        held = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return (0 if self.optim.state else 2 * held) + (held if self.ranks.world > 1 else 0)
 
     def frame(self, step: int) -> Batch:
         """Called on the feeder's thread: it may draw no random numbers, and keep nothing."""
@@ -294,7 +320,13 @@ class Session:
         model = self.model
         if self.average and self.run.evaluation.weights == "ema":
             model = self.average.model
-        score = evaluate(model, self.inputs.held_out, self.objective, self.ranks, self.run.rows)
+        score = self.micro.steadily(
+            lambda: evaluate(
+                model, self.inputs.held_out, self.objective, self.ranks,
+                self.micro.evaluating(self.run.rows),
+            ),
+            self.hooks.warn,
+        )  # fmt: skip
         self.progress.evaluation_seconds += time.perf_counter() - started
         record = {"val/loss": score.loss, "val/bits_per_byte": score.bits_per_byte}
         for name, part in score.parts.items():
@@ -307,7 +339,12 @@ class Session:
         started, step = time.perf_counter(), self.progress.step
         self.fetch(False)
         rows = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
-        found = measure(self.model, self.objective, rows, self.run, self.ranks)
+        found = self.micro.steadily(
+            lambda: measure(
+                self.model, self.objective, rows, self.run, self.ranks, self.micro.rows
+            ),
+            self.hooks.warn,
+        )
         self.progress.evaluation_seconds += time.perf_counter() - started
         if found is None:
             return {}
@@ -359,4 +396,10 @@ class Session:
         if status == "finished":
             self._save(final=True)
         averaged = self.average.model if self.average else None
-        return Outcome(status=status, progress=self.progress, model=self.model, averaged=averaged)
+        return Outcome(
+            status=status,
+            progress=self.progress,
+            model=self.model,
+            averaged=averaged,
+            computed=self.micro.described(),
+        )

@@ -23,7 +23,9 @@ from isoflop.training.distributed import Ranks
 from isoflop.training.step import autocast
 from models.interface import Model
 
-CHUNKS = 8  # at most: each is a backward pass, and all together cost one step
+CHUNKS = (
+    8  # at most, while memory holds them: each is a backward pass, and all together cost one step
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,19 @@ def combine(small: float, big: float, small_tokens: float, big_tokens: float) ->
 
 
 def measure(
-    model: Model, objective: Objective, rows: Rows, run: Run, ranks: Ranks
+    model: Model,
+    objective: Objective,
+    rows: Rows,
+    run: Run,
+    ranks: Ranks,
+    at_once: int | None = None,
 ) -> NoiseScale | None:
     """From this rank's rows of a step, in up to 8 equal chunks; None if all ranks hold one row.
 
-    With several ranks the estimate is over all their chunks.
+    With several ranks the estimate is over all their chunks. There are more of them where no chunk
+    may have more than `at_once` rows.
     """
-    chunks = min(CHUNKS, len(rows))
+    chunks = max(min(CHUNKS, len(rows)), -(-len(rows) // (at_once or len(rows))))
     size = len(rows) // chunks
     if chunks * ranks.world < 2:
         return None

@@ -1,4 +1,4 @@
-"""What happens in one optimizer step? Forward, backward, clip, update."""
+"""What happens in one optimizer step? Forward and backward, part by part; clip; update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from isoflop.objectives import Batch, Objective
 from isoflop.objectives.regularise import losses
 from isoflop.run import Run
-from isoflop.training.distributed import Ranks, bare, equal_share
+from isoflop.training.distributed import Ranks, bare, equal_share, reduced
 
 Span = Callable[[str], AbstractContextManager[object]]
 PARTS = ("copy", "forward", "backward", "clip", "optimizer")  # of an update, as a span names them
@@ -45,6 +45,57 @@ def has_bfloat16() -> bool:
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def gradients(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    run: Run,
+    ranks: Ranks,
+    span: Span = unmarked,
+    *,
+    rows: int | None = None,
+) -> Tensor:
+    """Add to every parameter the gradient of the mean loss over the batch, of which this rank has
+    its share; the loss in nats, a scalar that stays on the device: reading it would make that wait.
+
+    At most `rows` go through the model at once; all parts are divided by the count of the whole
+    batch, so that the mean is over tokens, however they fall into parts. What a model adds to the
+    loss of its own accord (`Model.auxiliary`), and what the run adds (`targets.Regularisers`), is
+    trained on but not returned; a router's balance is that of each part, as it is of each rank.
+    `span` marks the parts of the step for a profile.
+    """
+    with span("copy"):
+        batch = batch.to(ranks.device)
+        count = equal_share(batch.count, ranks)
+    parts = [batch] if rows is None else batch.parts(rows)
+    found: list[Tensor] = []
+    for part in parts:
+        with reduced(model, part is parts[-1]):
+            with span("forward"), autocast(run.precision, ranks.device):
+                nats, added = losses(run.objective, objective, model, part)
+                loss = nats / count
+                share = len(part) / len(batch)
+                total = loss if added is None else loss + added / count
+                total = sum((share * x for x in bare(model).auxiliary().values()), total)
+            with span("backward"):
+                total.backward()  # type: ignore[no-untyped-call]
+        found.append(loss.detach())
+    return found[0] if len(found) == 1 else torch.stack(found).sum()
+
+
+def move(
+    model: nn.Module, optimizer: torch.optim.Optimizer, run: Run, span: Span = unmarked
+) -> Tensor:
+    """Clip the gradients, take the step and forget them. Their global norm before clipping."""
+    with span("clip"):
+        limit = run.optimizer.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    with span("optimizer"):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
 def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -53,29 +104,9 @@ def update(
     run: Run,
     ranks: Ranks,
     span: Span = unmarked,
+    *,
+    rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step on this rank's share of the batch.
-
-    Returns the mean loss in nats and the gradient's global norm before clipping, both scalars that
-    stay on the device: reading them would make the device wait. What a model adds to the loss of
-    its own accord (`Model.auxiliary`), and what the run adds (`targets.Regularisers`), is trained
-    on but not returned. `span` marks the parts of the step for a profile.
-    """
-    with span("copy"):
-        batch = batch.to(ranks.device)
-        count = equal_share(batch.count, ranks)
-    with span("forward"), autocast(run.precision, ranks.device):
-        nats, added = losses(run.objective, objective, model, batch)
-        loss = nats / count
-        total = sum(
-            bare(model).auxiliary().values(), loss if added is None else loss + added / count
-        )
-    with span("backward"):
-        total.backward()  # type: ignore[no-untyped-call]
-    with span("clip"):
-        limit = run.optimizer.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    with span("optimizer"):
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm
+    """One step on this rank's share of the batch: the mean loss, and the gradient's norm."""
+    loss = gradients(model, objective, batch, run, ranks, span, rows=rows)
+    return loss, move(model, optimizer, run, span)

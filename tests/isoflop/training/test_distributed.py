@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from isoflop.rollouts.capture import read
 from isoflop.run import Rollouts, Run
 from isoflop.training.distributed import Ranks, agree, mean, wrap
 from isoflop.training.loop import Record
+from isoflop.training.means import Means
 
 Start = Callable[[list[Job], int], list[subprocess.Popen[str]]]
 
@@ -54,7 +56,8 @@ def assert_agree(one: Job, two: Job) -> None:
 def test_one_process_and_two_agree(
     make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start, tmp_path: Path
 ) -> None:
-    """For both architectures, with rollouts, and for a run that one began and two finish."""
+    """For both architectures, with rollouts, for a run that one began and two finish, and where
+    each rank's share goes through the model row by row."""
     asked = Rollouts(prompts=("a", "b"), seeds=2, new_tokens=8, captures=3, budget=1e6)
     pairs = []
     for name in ("gpt2", "llama"):
@@ -67,8 +70,11 @@ def test_one_process_and_two_agree(
     assert execute(begun, Ranks(), lambda records: None)["status"] == "stopped"
     begun.stop_file.unlink()
 
-    wait(start_jobs([*(two for _, two in pairs), begun], 2))
-    for one, two in [*pairs, (pairs[0][0], begun)]:
+    parts = replace(make_job(pairs[0][0].run, "parts"), means=Means(micro_batch=1))
+
+    wait(start_jobs([*(two for _, two in pairs), begun, parts], 2))
+    assert (result(parts.folder) or {})["accumulated"] == 2
+    for one, two in [*pairs, (pairs[0][0], begun), (pairs[0][0], parts)]:
         ended = result(two.folder)
         assert ended is not None and (ended["status"], ended["workers"]) == ("finished", 2)
         assert_agree(one, two)

@@ -14,9 +14,9 @@ import torch
 
 from isoflop import objectives
 from isoflop.data.rows import sample
-from isoflop.planning.memory import MARGIN, STATE, memory
 from isoflop.run import Run
 from isoflop.targets import suiting
+from isoflop.training.memory import MARGIN, STATE, memory
 from models import (
     Config,
     DiffusionConfig,
@@ -119,7 +119,7 @@ import torch
 from dataclasses import replace
 from isoflop import objectives
 from isoflop.data.rows import sample
-from isoflop.planning.memory import memory
+from isoflop.training.memory import memory
 from isoflop.run import AdamW, Run
 from isoflop.training import optimizer
 from isoflop.training.distributed import Ranks

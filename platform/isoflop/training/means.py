@@ -1,0 +1,24 @@
+"""How does this machine compute a run? Settings that change no more than the rounding.
+
+None of them is part of a run: the same run may be computed by other means elsewhere, or go on by
+other means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a user may settle; what is left out follows from the model's size and the device."""
+
+    micro_batch: int | None = None  # rows that go through the model at once, on each worker
+
+    def __post_init__(self) -> None:
+        rows = self.micro_batch
+        if rows is not None and rows < 1:
+            raise ValueError(f"--micro-batch is {rows}; it must be at least 1 row")
+
+
+USUAL = Means()
