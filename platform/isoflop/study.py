@@ -64,7 +64,7 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
     with user_input():
-        means = Means(micro_batch=options.micro_batch)
+        means = Means(micro_batch=options.micro_batch, together=options.together)
     machine = Machine.at(
         options.storage or study.file.parent / "results",
         tracking=options.tracking,
@@ -202,6 +202,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--micro-batch", type=int, metavar="ROWS",
         help="rows that go through a model at once; gradients add up to the same batch (default: "
         "what memory holds)",
+    )  # fmt: skip
+    where.add_argument(
+        "--together", type=int, metavar="N",
+        help="small runs of one shape, as of several seeds or learning rates, that one process "
+        "trains as one, at most (default: 8 on a GPU, 1 on CPUs, where nothing is gained)",
     )  # fmt: skip
     where.add_argument(
         "--beside",

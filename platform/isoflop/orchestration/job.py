@@ -39,7 +39,7 @@ from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import Capturing, captures, write_references
 from isoflop.orchestration.mirror import Mirror
 from isoflop.orchestration.system import Meter
-from isoflop.rollouts.alarm import Raised
+from isoflop.rollouts.capture import Capture as RolloutCapture
 from isoflop.run import Run
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
@@ -105,23 +105,10 @@ def execute(
     started = time.time()
     warnings: list[str] = []
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if job.mirror:
-            texts = [part.folder for part in parts(job.prepared).values()]
-            job.mirror.begin(job.folder, texts)
-        if ranks.leads:
-            (job.folder / "traceback.txt").unlink(missing_ok=True)
-            described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
-            write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
-        meter = Meter(job.run, ranks, report)
-        outcome, alarm = _train(job, ranks, meter, beside, warnings.append)
-        values = {**_summary(job, outcome), "utilisation": meter.utilisation}
-        if outcome.status == "stopped" and alarm is not None:
-            values |= {"status": "alarmed", "error": str(alarm)}
-        elif outcome.status == "stopped" and (job.folder / PRUNE).exists():
-            values |= {"status": "pruned", "error": (job.folder / PRUNE).read_text()}
-        if outcome.status == "finished":
-            values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
+        begun = begin(job, ranks, report, beside, warnings.append)
+        checkpoints = job.folder / "checkpoints"
+        outcome = train(job.run, begun.inputs, ranks, checkpoints, begun.hooks, job.means)
+        values = begun.ended(outcome)
     except Exception as error:
         if ranks.world > 1:
             raise  # the other ranks wait in a collective: let the group be torn down
@@ -130,7 +117,7 @@ def execute(
             "error": _last_line(error),
             "traceback": traceback.format_exc(),
         }
-    values = {**values, **_circumstances(ranks, started), "warnings": warnings}
+    values = {**values, **circumstances(ranks, started), "warnings": warnings}
     return conclude(job, values) if ranks.leads else values
 
 
@@ -153,20 +140,59 @@ def conclude(job: Job, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _train(
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A job whose folder says what it is: what its training needs, and what is made of that."""
+
+    job: Job
+    ranks: Ranks
+    inputs: Inputs
+    hooks: Hooks
+    meter: Meter
+    asked: list[RolloutCapture]
+    own: Capturing | None  # what captures them in this process
+
+    def ended(self, outcome: Outcome) -> dict[str, Any]:
+        """Keep what the training left, and say how it went."""
+        job = self.job
+        if self.ranks.leads:
+            self._keep(outcome)
+        values = {**_summary(job, outcome), "utilisation": self.meter.utilisation}
+        alarm = self.own.stopped if self.own else None
+        if outcome.status == "stopped" and alarm is not None:
+            values |= {"status": "alarmed", "error": str(alarm)}
+        elif outcome.status == "stopped" and (job.folder / PRUNE).exists():
+            values |= {"status": "pruned", "error": (job.folder / PRUNE).read_text()}
+        if outcome.status == "finished":
+            values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
+        return values
+
+    def _keep(self, outcome: Outcome) -> None:
+        job = self.job
+        write_json(job.folder / "history.json", outcome.progress.history)
+        if outcome.status == "finished":
+            final = _keep_newest(job.folder / "checkpoints")
+            tokenizers.save(job.prepared.tokenizer(), final)
+            if job.mirror:
+                job.mirror.checkpoint(final)
+            if self.asked:
+                write_references(job.run, job.prepared, self.asked)
+
+
+def begin(
     job: Job,
     ranks: Ranks,
     report: Callable[[list[Record]], None],
     beside: Callable[[Job, Ranks], Capture] | None,
     warn: Callable[[str], None],
-) -> tuple[Outcome, Raised | None]:
-    """How the training ended, and the alarm that stopped it."""
+) -> Begun:
+    """Open the job's folder and its text."""
+    _open(job, ranks)
     prepared, run = job.prepared, job.run
-    tokenizer = prepared.tokenizer()
     feed.check(run, prepared)
     batches = feed.batches(run, prepared)
     rows = feed.held_out(run, prepared)
-    sizes = torch.from_numpy(tokenizer.token_bytes())
+    sizes = torch.from_numpy(prepared.tokenizer().token_bytes())
     shares = dict(zip(rows, batches.turns.shares, strict=True))
     text = HeldOut.of(rows, sizes, shares)
     folder = job.folder / "rollouts"
@@ -181,21 +207,23 @@ def _train(
         return asked or (own is not None and own.stop())
 
     saved = job.mirror.checkpoint if job.mirror else lambda path: None
-    hooks = Hooks(
-        report=report, capture=capture, stop=stop, saved=saved, warn=warn, trunk=job.trunk
-    )
+    meter = Meter(run, ranks, report)
+    hooks = Hooks(report=meter, capture=capture, stop=stop, saved=saved, warn=warn, trunk=job.trunk)
     inputs = Inputs(batches=batches, held_out=text, seen=batches.seen)
-    outcome = train(run, inputs, ranks, job.folder / "checkpoints", hooks, job.means)
+    return Begun(
+        job=job, ranks=ranks, inputs=inputs, hooks=hooks, meter=meter, asked=asked, own=own
+    )
+
+
+def _open(job: Job, ranks: Ranks) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if job.mirror:
+        texts = [part.folder for part in parts(job.prepared).values()]
+        job.mirror.begin(job.folder, texts)
     if ranks.leads:
-        write_json(job.folder / "history.json", outcome.progress.history)
-        if outcome.status == "finished":
-            final = _keep_newest(job.folder / "checkpoints")
-            tokenizers.save(tokenizer, final)
-            if job.mirror:
-                job.mirror.checkpoint(final)
-            if asked:
-                write_references(run, prepared, asked)
-    return outcome, own.stopped if own else None
+        (job.folder / "traceback.txt").unlink(missing_ok=True)
+        described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
+        write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
 
 
 def _keep_newest(folder: Path) -> Path:
@@ -242,7 +270,7 @@ def _last_capture(history: list[Record]) -> Record:
     return next((record for record in reversed(captured) if record), {})
 
 
-def _circumstances(ranks: Ranks, started: float) -> dict[str, Any]:
+def circumstances(ranks: Ranks, started: float) -> dict[str, Any]:
     return {
         "started": started,
         "ended": time.time(),

@@ -3,7 +3,7 @@
 One worker: the run trains inside its trial. Trials are functions in reused processes
 (`reuse_actors`), one core and one thread each, as many at once as there are cores or GPUs: a
 further trial costs a fraction of a second, where a fresh process would cost the import of torch,
-and a nested start tens of seconds.
+and a nested start tens of seconds. On a GPU, small runs of one shape share a trial (`together`).
 
 Several workers: the trial has a group of Ray Train's do the work (`groups`), computes nothing
 itself, and keeps the group for the points after it.
@@ -24,8 +24,9 @@ from typing import Any, Protocol
 
 from isoflop.orchestration.cluster import Resources, left
 from isoflop.orchestration.groups import Kept
-from isoflop.orchestration.job import Job, conclude, execute
+from isoflop.orchestration.job import Job, conclude
 from isoflop.orchestration.scribe import beside
+from isoflop.orchestration.together import execute_together, packs
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 
@@ -75,15 +76,17 @@ def slots(resources: Resources, workers: int, at_once: int | None) -> Slots:
 
 
 def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> None:
-    """Carry out the jobs, biggest first so that no long one is left for the end.
+    """Carry out the jobs, biggest first so that no long one is left for the end; small ones of one
+    shape may share a trial (see `together`).
 
     Returns when all have ended or the study's stop file has appeared. `store` is scratch space.
     """
     _tune_environment()
     from ray import tune
 
-    jobs = sorted(jobs, key=lambda job: -job.run.training_flops)
-    by_name = {job.run.identity: job for job in jobs}
+    size = slots.at_once if slots.workers == 1 else len(jobs)  # groups of workers take one
+    grouped = packs(jobs, at_once=size, gpu=slots.gpu)
+    by_name = {pack[0].run.identity: pack for pack in grouped}
     space = {"run": tune.grid_search(list(by_name))}
     _fit(by_name, slots, store, watcher, jobs[0].stop_file, {"param_space": space})
 
@@ -95,12 +98,12 @@ def run_search(
     the stop file has appeared. What the watcher hears of an ended job comes before the next ask. It
     may give `WAIT` while a job is under way."""
     _tune_environment()
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, list[Job]] = {}
 
     def ask() -> Job | Waiting | None:
         job = source()
         if isinstance(job, Job):
-            jobs[job.run.identity] = job
+            jobs[job.run.identity] = [job]
         return job
 
     search = {"search_alg": _searcher(ask), "num_samples": -1}
@@ -121,7 +124,7 @@ def _searcher(ask: Source) -> Any:
             if isinstance(job, Waiting):
                 return None
             # With the job itself: the processes were started before it was known.
-            return Searcher.FINISHED if job is None else {"run": job.run.identity, "job": job}
+            return Searcher.FINISHED if job is None else {"run": job.run.identity, "jobs": [job]}
 
         def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None: ...
         def save(self, checkpoint_path: str) -> None: ...
@@ -131,7 +134,7 @@ def _searcher(ask: Source) -> Any:
 
 
 def _fit(
-    jobs: dict[str, Job],
+    jobs: dict[str, list[Job]],
     slots: Slots,
     store: Path,
     watcher: Watcher,
@@ -179,25 +182,35 @@ def _tune_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
-    """The trial of a run with one worker: trains in this very process."""
+def _train_here(config: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
+    """The trial of runs with one worker: trains in this very process."""
     import torch
     from ray import tune
 
-    job = config.get("job") or jobs[config["run"]]
-    if job.stop_file.exists():
-        tune.report({"result": {"status": "stopped"}})
+    pack = config.get("jobs") or jobs[config["run"]]
+    if pack[0].stop_file.exists():
+        _tell({}, [(job, {"status": "stopped"}) for job in pack])
         return
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = Ranks(device="cuda" if torch.cuda.is_available() else "cpu")
     report = _Buffered(lambda records: tune.report({"records": records}))
-    values = execute(job, Ranks(device=device), report, beside)
-    tune.report({"records": report.take(), "result": values})
+    values = execute_together(pack, ranks, report, beside)
+    _tell(report.take(), list(zip(pack, values, strict=True)))
+
+
+def _tell(records: dict[str, list[Record]], results: list[tuple[Job, dict[str, Any]]]) -> None:
+    """Whose records and results they are is said by identity."""
+    from ray import tune
+
+    named = {job.run.identity: values for job, values in results}
+    tune.report({"records": records, "results": named})
 
 
 KEPT = Kept()  # of a trial's process, which Tune reuses
 
 
-def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, store: Path) -> None:
+def _train_group(
+    config: dict[str, Any], jobs: dict[str, list[Job]], slots: Slots, store: Path
+) -> None:
     """The trial of a run with several workers: a group that outlives the trial does the work.
 
     A group that dies is replaced, and goes on from the run's checkpoint: with as many workers, or
@@ -205,22 +218,26 @@ def _train_group(config: dict[str, Any], jobs: dict[str, Job], slots: Slots, sto
     """
     from ray import train, tune
 
-    job = config.get("job") or jobs[config["run"]]
+    (job,) = config.get("jobs") or jobs[config["run"]]
     if job.stop_file.exists():
-        tune.report({"result": {"status": "stopped"}})
+        _tell({}, [(job, {"status": "stopped"})])
         return
+
+    def report(records: list[Record]) -> None:
+        tune.report({"records": {job.run.identity: records}})
+
     if KEPT.group and KEPT.group.slots.workers < slots.workers:  # machines have gone
         slots = _left(slots, job)
     for attempt in range(RESTARTS + 1):
         try:
             group = KEPT.group_of(slots, store)
-            values = group.carry_out(job, lambda records: tune.report({"records": records}))
+            values = group.carry_out(job, report)
             break
         except train.TrainingFailedError as error:
             KEPT.close()
             values = failed(job, f"{type(error).__name__}: {error}") if attempt == RESTARTS else {}
             slots = _left(slots, job)
-    tune.report({"records": [], "result": values})
+    _tell({}, [(job, values)])
 
 
 def _left(slots: Slots, job: Job) -> Slots:
@@ -235,18 +252,19 @@ def fitting(rows: int, workers: int, units: int) -> int:
 
 
 class _Buffered:
-    """Passes records on at most once per `REPORT_SECONDS`."""
+    """Passes records on at most once per `REPORT_SECONDS`, by the identity of their run."""
 
-    def __init__(self, send: Callable[[list[Record]], None]) -> None:
-        self.send, self.waiting, self.sent = send, list[Record](), time.monotonic()
+    def __init__(self, send: Callable[[dict[str, list[Record]]], None]) -> None:
+        self.send, self.sent = send, time.monotonic()
+        self.waiting: dict[str, list[Record]] = {}
 
-    def __call__(self, records: list[Record]) -> None:
-        self.waiting.extend(records)
+    def __call__(self, job: Job, records: list[Record]) -> None:
+        self.waiting.setdefault(job.run.identity, []).extend(records)
         if time.monotonic() - self.sent >= REPORT_SECONDS:
             self.send(self.take())
 
-    def take(self) -> list[Record]:
-        taken, self.waiting, self.sent = self.waiting, [], time.monotonic()
+    def take(self) -> dict[str, list[Record]]:
+        taken, self.waiting, self.sent = self.waiting, {}, time.monotonic()
         return taken
 
 
@@ -256,7 +274,7 @@ def failed(job: Job, error: str) -> dict[str, Any]:
     return conclude(job, values)
 
 
-def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple[Any, Any]:
+def _observers(jobs: dict[str, list[Job]], watcher: Watcher, stop_file: Path) -> tuple[Any, Any]:
     """A Tune callback that speaks of jobs, and a stopper that ends the experiment once the stop
     file is there and the running points have saved. Built here so that importing this file imports
     no Ray.
@@ -271,22 +289,23 @@ def _observers(jobs: dict[str, Job], watcher: Watcher, stop_file: Path) -> tuple
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             running.add(trial.trial_id)
-            watcher.started(jobs[trial.config["run"]])
+            for job in jobs[trial.config["run"]]:
+                watcher.started(job)
 
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
-            job = jobs[trial.config["run"]]
-            if result.get("records"):
-                watcher.progressed(job, result["records"])
-            if "result" in result:
-                running.discard(trial.trial_id)
-                watcher.ended(job, result["result"])
+            for job in jobs[trial.config["run"]]:
+                if records := result.get("records", {}).get(job.run.identity):
+                    watcher.progressed(job, records)
+                if values := result.get("results", {}).get(job.run.identity):
+                    running.discard(trial.trial_id)
+                    watcher.ended(job, values)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            job = jobs[trial.config["run"]]
             running.discard(trial.trial_id)
-            watcher.ended(job, failed(job, f"its process died more than {RESTARTS} times"))
+            for job in jobs[trial.config["run"]]:
+                watcher.ended(job, failed(job, f"its process died more than {RESTARTS} times"))
 
     class Stopper(tune.Stopper):  # type: ignore[misc]
         seen: float | None = None

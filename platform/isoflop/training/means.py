@@ -15,7 +15,11 @@ class Means:
 
     micro_batch: int | None = None  # rows that go through the model at once, on each worker
 
+    together: int | None = None  # small runs of one shape that train as one, at most
+
     def __post_init__(self) -> None:
+        if self.together is not None and self.together < 1:
+            raise ValueError(f"--together is {self.together}; it must be at least 1 run")
         rows = self.micro_batch
         if rows is not None and rows < 1:
             raise ValueError(f"--micro-batch is {rows}; it must be at least 1 row")

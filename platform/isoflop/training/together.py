@@ -131,7 +131,11 @@ class _Group:
                 self._look(self._advance(feeder))
         for row, each in self._going():
             self.ended[row] = each.end("finished")
-        return [self.ended[row] for row in range(len(self.sessions))]
+        size = len(self.sessions)
+        return [
+            replace(self.ended[row], computed={**self.ended[row].computed, "together": size})
+            for row in range(size)
+        ]
 
     def _begin(self) -> None:
         for row, each in enumerate(self.sessions):
