@@ -72,6 +72,17 @@ def parser() -> argparse.ArgumentParser:
     points.add_argument("--seconds", type=float, default=5, help="about so long each (default: 5)")
     points.add_argument("--rounds", type=int, default=1, help="default: %(default)s")
     points.set_defaults(act=_bench_orchestration)
+    alike = kinds.add_parser(
+        "together", help="small runs of one shape trained as one, against one after another"
+    )
+    alike.add_argument(
+        "--model", action="append", help="a model of the zoo (default: gpt2, llama); repeatable"
+    )
+    alike.add_argument("--runs", type=int, default=8, help="default: %(default)s")
+    alike.add_argument("--steps", type=int, default=100, help="default: %(default)s")
+    alike.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    alike.add_argument("--device", help="default: a GPU if there is one")
+    alike.set_defaults(act=_bench_together)
     laws = kinds.add_parser("fit", help="the law fit against scipy from the papers' 4,500 starts")
     laws.add_argument("--runs", type=int, default=240, help="made runs (default: %(default)s)")
     laws.add_argument(
@@ -215,6 +226,13 @@ def _bench_orchestration(options: argparse.Namespace) -> int:
     from isoflop.benchmarks.orchestration import show
 
     return show(options.points, options.seconds, options.rounds)
+
+
+def _bench_together(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks.together import show
+
+    models = options.model or ["gpt2", "llama"]
+    return show(models, options.runs, options.steps, options.rounds, options.device)
 
 
 def _bench_data(options: argparse.Namespace) -> int:

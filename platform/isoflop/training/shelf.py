@@ -62,9 +62,10 @@ class Shelf:
         self._read()
         self.spans = list(self._spans())
         self._betas = torch.tensor(
-            [optimizer.param_groups[0]["betas"] for _, optimizer in models], dtype=torch.float64
-        )
-        self._kept = self._betas.float().to(device).T.unsqueeze(-1)  # (2, N, 1)
+            [optimizer.param_groups[0]["betas"] for _, optimizer in models],
+            dtype=torch.float64,
+            device=device,
+        ).T.unsqueeze(-1)  # (2, N, 1)
         self.weights = {
             place.name: place.of(table).detach().requires_grad_() for place in self.places
         }
@@ -87,9 +88,8 @@ class Shelf:
         """A step of AdamW at learning rates (N,), Loshchilov & Hutter 2019, algorithm 2."""
         self._steps += 1
         rate = rates.unsqueeze(1)
-        corrections = (1 - self._betas**self._steps).float().to(rate.device, non_blocking=True)
-        first, second = corrections.T.unsqueeze(-1)  # (N, 1) each
-        beta_1, beta_2 = self._kept
+        beta_1, beta_2 = self._betas.float()  # (N, 1) each
+        first, second = (1 - self._betas**self._steps).float()
         for span in self.spans:
             own = (slice(None), span.columns)
             gradient, mean, square = self.gradients[own], self._first[own], self._second[own]

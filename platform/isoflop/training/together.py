@@ -115,6 +115,7 @@ class _Group:
         self.sessions, self.ranks = sessions, ranks
         self.step, self.steps = sessions[0].progress.step, sessions[0].run.steps
         self.shelf = Shelf([(each.model, each.optim) for each in sessions])
+        self.weights = _stacked(self.shelf.weights)
         self.rates = self._rates().to(ranks.device)
         self.ended: dict[int, Outcome] = {}
 
@@ -169,7 +170,7 @@ class _Group:
         """Mean loss of each run in nats per predicted token, (N,)."""
         first, N = self.sessions[0], len(self.sessions)
         with autocast(first.run.precision, self.ranks.device):
-            logits = functional_call(first.model, _stacked(self.shelf.weights), kwargs=batch.inputs)
+            logits = functional_call(first.model, self.weights, kwargs=batch.inputs)
         known = logits.flatten(0, -2)[:, : first.objective.vocab or None].float()
         each = F.cross_entropy(known, batch.targets.flatten(), reduction="none").view(N, -1)
         if batch.weights is None:
