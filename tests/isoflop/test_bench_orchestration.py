@@ -27,6 +27,8 @@ def test_overhead_is_what_the_runs_do_not_explain() -> None:
     took = Took(trained=7.5, ended=9.0, processes=2, spans=[(3, 5), (3, 5), (5.5, 7.5), (5.5, 7.5)])
     assert took.training == 4.0
     assert took.further == pytest.approx(0.25)
+    assert took.of(4) == took.trained
+    assert took.of(8) == pytest.approx(7.5 + 4 * 2.25 / 2)
 
 
 def test_impossible_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 The same grid is carried out by the ways in `contestants`, one after the other, each as a program
 of its own: wall time from its start to the last result, and to its exit (isoflop then has its
-report and its tracking too). Ratios are to the plain loop of the same round: machines have moods.
+report and its tracking too). Machines have moods: the plain loop goes before isoflop and after it,
+and ratios are to the mean of the two of the same round. The others train `PEER_POINTS` of the runs,
+and what all would take follows from when the first began and what each further one cost.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.benchmarks.contestants import WAYS, base, campaign
+from isoflop.benchmarks.contestants import base, campaign
 from isoflop.campaign import Machine
 from isoflop.orchestration.cluster import Resources, cluster
 from isoflop.orchestration.job import Job
@@ -32,8 +34,9 @@ from isoflop.run import Checkpoints, Run
 from isoflop.training.loop import Record
 from models.interface import Config
 
-ATTACHED = "isoflop, attached"
+ATTACHED, AGAIN = "isoflop, attached", "plain, again"
 GOALS = {"isoflop": 1.35, ATTACHED: 1.10}  # of the plain loop
+PEERS, PEER_POINTS = ("joblib", "tune"), 8
 WAIT_SECONDS = 300.0  # for a killed run to go on
 
 
@@ -56,6 +59,12 @@ class Took:
         """What each run adds beyond itself, once the first has begun."""
         first = min(start for start, _ in self.spans)
         return (self.trained - first - self.training) * self.processes / len(self.spans)
+
+    def of(self, points: int) -> float:
+        """Seconds to the last result, had so many runs like these been trained."""
+        more = points - len(self.spans)
+        own = self.training * self.processes / len(self.spans)
+        return self.trained + more * (own + self.further) / self.processes
 
 
 def show(points: int, seconds: float, rounds: int) -> int:
@@ -98,9 +107,14 @@ def _standing(at_once: int) -> Iterator[tuple[Resources, str]]:
 
 
 def _round(folder: Path, points: int, tokens: int, at_once: int) -> dict[str, Took]:
-    took = {way: _take(folder / way, way, points, tokens, at_once) for way in WAYS}
+    took = {}
+    for way in ("plain", "isoflop"):
+        took[way] = _take(folder / way, way, points, tokens, at_once)
     with _standing(at_once) as (_, address):
         took[ATTACHED] = _take(folder / "attached", "isoflop", points, tokens, at_once, address)
+    took[AGAIN] = _take(folder / "again", "plain", points, tokens, at_once)
+    for way in PEERS:
+        took[way] = _take(folder / way, way, min(points, PEER_POINTS), tokens, at_once)
     return took
 
 
@@ -134,17 +148,27 @@ def _print(rounds: list[dict[str, Took]], points: int) -> None:
         table.add_column(name, justify="right")
     for way in rounds[0]:
         mine = [took[way] for took in rounds]
-        ratio = statistics.median(took[way].trained / took["plain"].trained for took in rounds)
+        ratio = statistics.median(took[way].of(points) / _plain(took) for took in rounds)
         first = statistics.median(min(start for start, _ in took.spans) for took in mine)
-        trained, ended, further, own = (
+        trained = statistics.median(took.of(points) for took in mine)
+        ended, further, own = (
             statistics.median(getattr(took, name) for took in mine)
-            for name in ("trained", "ended", "further", "training")
+            for name in ("ended", "further", "training")
         )
+        fewer = len(mine[0].spans) < points
         table.add_row(
-            way, f"{first:.1f} s", f"{trained:.1f} s", f"{ended:.1f} s", f"{ratio:.2f}",
-            f"{GOALS[way]:.2f}" if way in GOALS else "", f"{further:.2f} s", f"{own:.1f} s",
+            way, f"{first:.1f} s", f"{'~' if fewer else ''}{trained:.1f} s",
+            "" if fewer else f"{ended:.1f} s", f"{ratio:.2f}",
+            f"{GOALS[way]:.2f}" if way in GOALS else "", f"{further:.2f} s",
+            "" if fewer else f"{own:.1f} s",
         )  # fmt: skip
     Console(width=max(100, Console().width)).print(table)
+    moods = [took[AGAIN].trained / took["plain"].trained for took in rounds]
+    print(f"the plain loop again: {', '.join(f'{mood:.2f}' for mood in moods)} times the first")
+
+
+def _plain(took: dict[str, Took]) -> float:
+    return (took["plain"].trained + took[AGAIN].trained) / 2
 
 
 def _tracking(folder: Path, storage: Path, seconds: float) -> None:

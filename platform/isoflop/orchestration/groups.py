@@ -7,8 +7,8 @@ for its first point and keeps it: its ranks take one job after another from a `P
     trial:   put a job           news: records, then the result
     ranks:   take the same job   execute it together, tell
 
-A group whose process dies is over. Whoever asked starts another, from the run's own checkpoint. The
-group goes when its trial's process goes.
+A group whose process dies is over. Whoever asked starts another, from the run's own checkpoint. It
+is closed before its trial's process ends: what it has reserved of a cluster would outlive it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,21 +92,24 @@ class Group:
     def alive(self) -> bool:
         return self.thread.is_alive()
 
-    def carry_out(self, job: Job, report: Callable[[list[Record]], None]) -> Values:
-        """The result of a job. Raises ray.train.TrainingFailedError if a process of the group dies,
-        or the job raises in one of them."""
+    def put(self, job: Job) -> int:
+        """Have a job carried out; its number."""
         import ray
 
-        number = ray.get(self.post.put.remote(job))
-        while True:
-            alive = self.alive
-            records, values = ray.get(self.post.news.remote(number, NEWS_SECONDS))
-            if records:
-                report(records)
-            if values is not None:
-                return dict(values)
-            if not alive:
-                raise self.error or RuntimeError("a group of workers ended before its run did")
+        return int(ray.get(self.post.put.remote(job)))
+
+    def news(self, number: int) -> tuple[list[Record], Values | None]:
+        """What a job has recorded since, and its result if it has one: within a second. Raises
+        ray.train.TrainingFailedError if a process of the group dies, or the job raises in one."""
+        import ray
+
+        alive = self.alive
+        found: tuple[list[Record], Values | None] = ray.get(
+            self.post.news.remote(number, NEWS_SECONDS)
+        )
+        if found[1] is None and not alive:
+            raise self.error or RuntimeError("a group of workers ended before its run did")
+        return found
 
     def close(self) -> None:
         """Let the processes end, and wait for them."""
@@ -121,21 +123,22 @@ class Group:
     def _run(self) -> None:
         try:
             _trainer(self.slots, self.store, self.post).fit()
-        except BaseException as error:  # raised to whoever waits in `carry_out`
+        except BaseException as error:  # raised to whoever asks for news
             self.error = error
 
 
 class Kept:
-    """The group that this process has, if it has one."""
+    """The group that a trial's process has, if it has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path) -> None:
+        self.store = store
         self.group: Group | None = None
 
-    def group_of(self, slots: Slots, store: Path) -> Group:
-        """One of that size: the one that is there, or another."""
-        if self.group and not (self.group.alive and self.group.slots == slots):
+    def group_of(self, slots: Slots) -> Group:
+        """The one that is there, or one of that size. A dead one is given too: it says why."""
+        if self.group and self.group.slots != slots:
             self.close()
-        self.group = self.group or Group(slots, store)
+        self.group = self.group or Group(slots, self.store)
         return self.group
 
     def close(self) -> None:

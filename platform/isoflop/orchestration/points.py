@@ -151,7 +151,7 @@ def _fit(
         # too few for them, which Ray Train would retry for ever. The node resource makes it valid.
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
         arguments = {"jobs": jobs, "slots": slots, "store": store}
-        trial = tune.with_resources(tune.with_parameters(_train_group, **arguments), bundle)
+        trial = tune.with_resources(tune.with_parameters(_group_trial(), **arguments), bundle)
     listener, stopper = _observers(jobs, watcher, stop_file)
     tune.Tuner(
         trial,
@@ -166,6 +166,8 @@ def _fit(
             callbacks=[listener],
             stop=stopper,
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            # Of a class Tune would ask for one, which the run has written itself.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     ).fit()
 
@@ -205,44 +207,71 @@ def _tell(records: dict[str, list[Record]], results: list[tuple[Job, dict[str, A
     tune.report({"records": records, "results": named})
 
 
-KEPT = Kept()  # of a trial's process, which Tune reuses
+def _group_trial() -> Any:
+    """The trial of a run with several workers: a group that outlives it does the work. A class,
+    since Tune tells those when their process is to end: the group must be gone before."""
+    from ray import tune
+
+    class GroupTrial(tune.Trainable):  # type: ignore[misc]
+        def setup(
+            self, config: dict[str, Any], jobs: dict[str, list[Job]], slots: Slots, store: Path
+        ) -> None:
+            self.jobs, self.slots, self.kept = jobs, slots, Kept(store)
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            (job,) = new_config.get("jobs") or self.jobs[new_config["run"]]
+            self.work = Work(job, self.slots, self.kept)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            records, values = self.work.look()
+            name = self.work.job.run.identity
+            told = {"records": {name: records}}
+            return told if values is None else {**told, "results": {name: values}, "done": True}
+
+        def cleanup(self) -> None:
+            self.kept.close()
+
+    return GroupTrial
 
 
-def _train_group(
-    config: dict[str, Any], jobs: dict[str, list[Job]], slots: Slots, store: Path
-) -> None:
-    """The trial of a run with several workers: a group that outlives the trial does the work.
+class Work:
+    """A run that a kept group carries out.
 
     A group that dies is replaced, and goes on from the run's checkpoint: with as many workers, or
     with as many as the machines that are left can hold. The global batch stays, shared by fewer.
     """
-    from ray import train, tune
 
-    (job,) = config.get("jobs") or jobs[config["run"]]
-    if job.stop_file.exists():
-        _tell({}, [(job, {"status": "stopped"})])
-        return
+    def __init__(self, job: Job, slots: Slots, kept: Kept) -> None:
+        self.job, self.slots, self.kept = job, slots, kept
+        self.number: int | None = None  # of the job, in its group
+        self.deaths = 0
+        if kept.group and kept.group.slots.workers < slots.workers:  # machines have gone
+            self._shrink()
 
-    def report(records: list[Record]) -> None:
-        tune.report({"records": {job.run.identity: records}})
+    def look(self) -> tuple[list[Record], dict[str, Any] | None]:
+        """What was recorded in the last second, and the result if it has ended."""
+        from ray import train
 
-    if KEPT.group and KEPT.group.slots.workers < slots.workers:  # machines have gone
-        slots = _left(slots, job)
-    for attempt in range(RESTARTS + 1):
+        if self.number is None and self.job.stop_file.exists():
+            return [], {"status": "stopped"}
         try:
-            group = KEPT.group_of(slots, store)
-            values = group.carry_out(job, report)
-            break
+            group = self.kept.group_of(self.slots)
+            if self.number is None:
+                self.number = group.put(self.job)
+            return group.news(self.number)
         except train.TrainingFailedError as error:
-            KEPT.close()
-            values = failed(job, f"{type(error).__name__}: {error}") if attempt == RESTARTS else {}
-            slots = _left(slots, job)
-    _tell({}, [(job, values)])
+            self.kept.close()
+            self.number, self.deaths = None, self.deaths + 1
+            if self.deaths > RESTARTS:
+                return [], failed(self.job, f"{type(error).__name__}: {error}")
+            self._shrink()
+            return [], None
 
-
-def _left(slots: Slots, job: Job) -> Slots:
-    """For a group of the job, what the machines that are left can hold."""
-    return replace(slots, workers=fitting(job.run.rows, slots.workers, left(slots.gpu)))
+    def _shrink(self) -> None:
+        rows, units = self.job.run.rows, left(self.slots.gpu)
+        self.slots = replace(self.slots, workers=fitting(rows, self.slots.workers, units))
 
 
 def fitting(rows: int, workers: int, units: int) -> int:

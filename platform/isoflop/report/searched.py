@@ -10,7 +10,7 @@ import pandas as pd
 
 from isoflop.report.tables import text
 from isoflop.scaling.plots import COLOURS, GREY, panels
-from isoflop.space import SAMPLERS, Aim, Distribution, Findings, Numbers, Tried
+from isoflop.space import SAMPLERS, Aim, Choice, Distribution, Findings, Numbers, Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -269,8 +269,10 @@ class Searched:
 
     def _over_axis(self, ax: Axes, index: int, axis: str, spec: Distribution) -> None:
         chosen = [one for one in self.ended if one.point[axis] is not None]
-        numeric = isinstance(spec, Numbers)
-        x = [one.point[axis] if numeric else str(one.point[axis]) for one in chosen]
+        x = [one.point[axis] for one in chosen]
+        if isinstance(spec, Choice):  # in the order in which they were given, tried or not
+            x = [spec.options.index(value) for value in x]
+            ax.set_xticks(range(len(spec.options)), [str(option) for option in spec.options])
         y = np.array([one.values[index] for one in chosen])
         if not chosen:
             return

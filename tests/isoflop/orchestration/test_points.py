@@ -90,6 +90,7 @@ def test_a_study_end_to_end(
     assert logged == dict(zip(table["run"], table["loss"], strict=True))
     curve = client.get_metric_history(points[0].info.run_id, "loss/training")
     assert len(curve) > 5
+    assert {"utilisation", "system/process_memory_megabytes"} <= points[0].data.metrics.keys()
 
 
 def test_a_run_that_raises_is_recorded_and_the_others_go_on(
