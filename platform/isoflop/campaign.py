@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from isoflop import preregister, record, tracking, trunks
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts, prepare_all
@@ -38,8 +40,8 @@ from isoflop.run import Run, Text
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import USUAL, Means
+from isoflop.training.precision import refusal
 from isoflop.training.process import settle
-from isoflop.training.step import has_bfloat16
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
 if TYPE_CHECKING:
@@ -170,7 +172,10 @@ class Campaign:
         settle(job.threads)
         folder = self.folder / "profile" / job.run.identity
         batches = feed.batches(job.run, job.prepared)
-        print(f"{job.label}\n{profiling.profile(job.run, batches, folder, fine=detail == 'fine')}")
+        found = profiling.profile(
+            job.run, batches, folder, fine=detail == "fine", means=self.machine.means
+        )
+        print(f"{job.label}\n{found}")
 
     def smoke(self) -> None:
         """Two steps of the smallest point, in this process, in a folder that is thrown away."""
@@ -397,11 +402,9 @@ def job_of(
 
 def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
     """Raise ValueError for what would fail, or crawl, in every run once it has started."""
-    if run.precision == "bfloat16" and machine.address is None and not has_bfloat16():
-        raise ValueError(
-            "precision is 'bfloat16', which this machine only emulates, up to 170 times slower "
-            "than float32; leave it at 'auto'"
-        )
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    if machine.address is None and (why := refusal(run.precision, here)):
+        raise ValueError(why)
     need = run.model.context + 1
     for name, part in parts(prepared).items():
         sides = (("training", part.train_tokens), ("validation", part.validation_tokens))

@@ -62,7 +62,7 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
     with user_input():
-        means = Means(micro_batch=options.micro_batch)
+        means = Means(micro_batch=options.micro_batch, compile=options.compile)
     machine = Machine.at(
         options.storage or study.file.parent / "results",
         tracking=options.tracking,
@@ -191,6 +191,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--micro-batch", type=int, metavar="ROWS",
         help="rows that go through a model at once; gradients add up to the same batch (default: "
         "what memory holds)",
+    )  # fmt: skip
+    where.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto",
+        help="compile models before they train (default: on a GPU, where a run is long enough)",
     )  # fmt: skip
     where.add_argument(
         "--beside",

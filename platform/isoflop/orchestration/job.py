@@ -46,6 +46,7 @@ from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import noise_scale
+from isoflop.training.precision import refusal
 from isoflop.training.process import settle
 from isoflop.training.trunk import Trunk
 
@@ -160,6 +161,8 @@ def _train(
 ) -> tuple[Outcome, Raised | None]:
     """How the training ended, and the alarm that stopped it."""
     prepared, run = job.prepared, job.run
+    if ranks.device.startswith("cuda") and (why := refusal(run.precision, ranks.device)):
+        raise ValueError(why)
     tokenizer = prepared.tokenizer()
     feed.check(run, prepared)
     batches = feed.batches(run, prepared)
