@@ -45,6 +45,7 @@ from isoflop.training.process import settle
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
 if TYPE_CHECKING:
+    from isoflop.orchestration.sharing import Sharing
     from isoflop.report.searched import Searched
     from isoflop.searching import Source
 
@@ -282,7 +283,10 @@ class Campaign:
             with ExitStack() as stack:
                 with user_input():
                     resources = stack.enter_context(cluster(self.machine.address))
-                    share = slots(resources, self.machine.workers, self.machine.at_once)
+                    share = slots(
+                        resources, self.machine.workers, self.machine.at_once,
+                        self._sharing, [job.run for job in left],
+                    )  # fmt: skip
                 further = source.further if source else 0
                 print(
                     f"{len(left) + further} runs to train, {share.at_once} at once "
@@ -317,6 +321,14 @@ class Campaign:
         self.report()
         self._track_study(tracker)
         return False
+
+    def _sharing(self) -> Sharing | None:
+        """How points share the cluster's GPUs; None where nobody knows how large these are."""
+        from isoflop.orchestration.cluster import gpu_memory
+        from isoflop.orchestration.sharing import Sharing
+
+        total = gpu_memory()
+        return Sharing.learnt(total, self.jobs) if total else None
 
     def _in_stages(self, left: list[Job], share: Any, watcher: Both) -> None:
         from isoflop.orchestration.points import run_points, run_search

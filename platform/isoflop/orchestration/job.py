@@ -47,7 +47,7 @@ from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.precision import refusal
-from isoflop.training.process import settle
+from isoflop.training.process import keep_to, settle
 from isoflop.training.trunk import Trunk
 
 PRUNE = "prune"
@@ -102,6 +102,7 @@ def execute(
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
     """
     settle(job.threads)
+    keep_to(ranks.device, job.means.gpu)
     started = time.time()
     warnings: list[str] = []
     try:

@@ -1,9 +1,9 @@
 """How are many runs carried out side by side? As Ray Tune trials, each in one of two ways.
 
 One worker: the run trains inside its trial. Trials are functions in reused processes
-(`reuse_actors`), one core and one thread each, as many at once as there are cores or GPUs: a
-further trial costs a fraction of a second, where a fresh process would cost the import of torch,
-and a nested start tens of seconds.
+(`reuse_actors`), one core and one thread each, as many at once as there are cores, or as GPUs hold
+(`sharing`): a further trial costs a fraction of a second, where a fresh process would cost the
+import of torch, and a nested start tens of seconds.
 
 Several workers: the trial starts a Ray Train TorchTrainer and computes nothing itself.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,11 @@ from typing import Any, Protocol
 from isoflop.orchestration.cluster import Resources, left
 from isoflop.orchestration.job import Job, conclude, execute, result
 from isoflop.orchestration.scribe import beside
+from isoflop.orchestration.sharing import POINTS, Sharing
+from isoflop.run import Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
+from isoflop.training.micro import free
 
 RESTARTS = 3  # of one run whose process died
 REPORT_SECONDS = 1.0  # a report makes the trial wait for Tune's loop, so not every record at once
@@ -55,6 +58,17 @@ class Slots:
     workers: int  # processes of one run
     at_once: int
     gpu: bool
+    sharing: Sharing | None = None  # where small points may share a GPU
+
+    def bundle_of(self, run: Run) -> dict[str, float]:
+        """What Ray reserves for a run of one worker."""
+        return {"CPU": 1, "GPU": 1 / self.sharing.points(run)} if self.sharing else self.bundle
+
+    def placed(self, job: Job) -> Job:
+        """The job, told what it may take."""
+        if not self.sharing:
+            return job
+        return replace(job, means=replace(job.means, gpu=self.sharing.share(job.run)))
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -62,14 +76,26 @@ class Slots:
         return {"CPU": 1, "GPU": 1} if self.gpu else {"CPU": 1}
 
 
-def slots(resources: Resources, workers: int, at_once: int | None) -> Slots:
-    """As many points at once as fit. Raises ValueError if not even one does."""
+def slots(
+    resources: Resources,
+    workers: int,
+    at_once: int | None,
+    sharing: Callable[[], Sharing | None] = lambda: None,
+    runs: Sequence[Run] = (),
+) -> Slots:
+    """As many points at once as fit. `sharing` is asked where the points of a GPU may be several,
+    `runs` are those to come. Raises ValueError if not even one fits."""
     gpu = resources.gpus > 0
     units = resources.gpus if gpu else resources.cpus
     kind = "GPUs" if gpu else "cores"
     if workers > units:
         raise ValueError(f"--workers {workers} needs {workers} {kind}; the cluster has {units}")
-    return Slots(workers=workers, at_once=min(at_once or units, units // workers), gpu=gpu)
+    if not gpu or workers > 1 or (at_once or resources.cpus) <= units:
+        return Slots(workers=workers, at_once=min(at_once or units, units // workers), gpu=gpu)
+    shared = sharing()
+    most = max((shared.points(run) for run in runs), default=POINTS[0]) if shared else 1
+    places = min(resources.cpus, most * units)
+    return Slots(workers=1, at_once=min(at_once or places, places), gpu=True, sharing=shared)
 
 
 def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> None:
@@ -80,7 +106,7 @@ def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> 
     _tune_environment()
     from ray import tune
 
-    jobs = sorted(jobs, key=lambda job: -job.run.training_flops)
+    jobs = [slots.placed(job) for job in sorted(jobs, key=lambda job: -job.run.training_flops)]
     by_name = {job.run.identity: job for job in jobs}
     space = {"run": tune.grid_search(list(by_name))}
     _fit(by_name, slots, store, watcher, jobs[0].stop_file, {"param_space": space})
@@ -98,6 +124,7 @@ def run_search(
     def ask() -> Job | Waiting | None:
         job = source()
         if isinstance(job, Job):
+            job = slots.placed(job)
             jobs[job.run.identity] = job
         return job
 
@@ -140,7 +167,9 @@ def _fit(
     from ray import tune
 
     if slots.workers == 1:
-        trial = tune.with_resources(tune.with_parameters(_train_here, jobs=jobs), slots.bundle)
+        trial = tune.with_resources(
+            tune.with_parameters(_train_here, jobs=jobs), _reserved(jobs, slots)
+        )
     else:
         # Zero CPUs: the trial only waits for its workers, and reserving a core for it would leave
         # too few for them, which Ray Train would retry for ever. The node resource makes it valid.
@@ -163,6 +192,21 @@ def _fit(
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
         ),
     ).fit()
+
+
+def _reserved(jobs: dict[str, Job], slots: Slots) -> Any:
+    """What Tune reserves for a trial: the same for all, or by the run's size."""
+    from ray import tune
+
+    if not slots.sharing:
+        return slots.bundle
+    runs = {name: job.run for name, job in jobs.items()}
+
+    def reserve(config: dict[str, Any]) -> Any:
+        run = config["job"].run if "job" in config else runs[config["run"]]
+        return tune.PlacementGroupFactory([slots.bundle_of(run)])
+
+    return reserve
 
 
 def _tune_environment() -> None:
@@ -189,6 +233,7 @@ def _train_here(config: dict[str, Any], jobs: dict[str, Job]) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = _Buffered(lambda records: tune.report({"records": records}))
     values = execute(job, Ranks(device=device), report, beside)
+    free(device)  # others may share the GPU while this process waits for its next point
     tune.report({"records": report.take(), "result": values})
 
 

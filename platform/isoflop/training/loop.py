@@ -158,6 +158,7 @@ class _Session:
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
         self.forks = frozenset(hooks.trunk.forks if hooks.trunk else ())
+        self.on_gpu = ranks.device.startswith("cuda")
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)
         self.saved_at = time.monotonic()
@@ -171,6 +172,8 @@ class _Session:
             self.model, self.objective, lambda: self._frame(self.progress.step), self.run,
             self.ranks, self.folder, means, moments=self._moments(),
         )  # fmt: skip
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)  # what was tried is not what it takes
         with Feeder(
             self._frame,
             start=self.progress.step,
@@ -400,7 +403,9 @@ class _Session:
 
     def _described(self) -> dict[str, Any]:
         """For the run's result, beside what `micro` says."""
+        device = self.ranks.device
         return {
             "steps_left_out": self.progress.scale.get("left_out", 0),
             "compiled": self.callable is not self.model,
+            "peak_bytes": torch.cuda.max_memory_allocated(device) if self.on_gpu else None,
         }

@@ -15,6 +15,7 @@ class Means:
     """What a user may settle; what is left out follows from the model's size and the device."""
 
     micro_batch: int | None = None  # rows that go through the model at once, on each worker
+    gpu: float = 1.0  # of a GPU's memory, where several points share it; settled by whoever places
     compile: Literal["auto", "on", "off"] = "auto"  # see `compiling`
 
     def __post_init__(self) -> None:
