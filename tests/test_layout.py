@@ -58,6 +58,7 @@ ALLOWED = {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
         "progress", "report", "plan", "design", "preregister", "watching", "searching", "trunks",
     },
+    "throughput": {"design", "campaign", "data", "training", "orchestration.job", "scaling.plots"},
     "trunks": {"orchestration", "training"},
     "searching": {
         "run", "space", "design", "campaign", "record", "plan", "progress", "orchestration",

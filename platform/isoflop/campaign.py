@@ -25,6 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from isoflop import preregister, record, tracking, trunks
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts, prepare_all
@@ -38,13 +40,14 @@ from isoflop.run import Run, Text
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import USUAL, Means
+from isoflop.training.precision import refusal
 from isoflop.training.process import settle
-from isoflop.training.step import has_bfloat16
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isoflop.orchestration.sharing import Sharing
     from isoflop.plan import Device
     from isoflop.report.searched import Searched
     from isoflop.searching import Source
@@ -176,7 +179,10 @@ class Campaign:
         settle(job.threads)
         folder = self.folder / "profile" / job.run.identity
         batches = feed.batches(job.run, job.prepared)
-        print(f"{job.label}\n{profiling.profile(job.run, batches, folder, fine=detail == 'fine')}")
+        found = profiling.profile(
+            job.run, batches, folder, fine=detail == "fine", means=self.machine.means
+        )
+        print(f"{job.label}\n{found}")
 
     def smoke(self) -> None:
         """Two steps of the smallest point, in this process, in a folder that is thrown away."""
@@ -297,7 +303,10 @@ class Campaign:
             with ExitStack() as stack:
                 with user_input():
                     resources = stack.enter_context(cluster(self.machine.address))
-                    share = slots(resources, self.machine.workers, self.machine.at_once)
+                    share = slots(
+                        resources, self.machine.workers, self.machine.at_once,
+                        self._sharing, [job.run for job in left],
+                    )  # fmt: skip
                 further = source.further if source else 0
                 print(
                     f"{len(left) + further} runs to train, {share.at_once} at once "
@@ -332,6 +341,14 @@ class Campaign:
         self.report()
         self._track_study(tracker)
         return False
+
+    def _sharing(self) -> Sharing | None:
+        """How points share the cluster's GPUs; None where nobody knows how large these are."""
+        from isoflop.orchestration.cluster import gpu_memory
+        from isoflop.orchestration.sharing import Sharing
+
+        total = gpu_memory()
+        return Sharing.learnt(total, self.jobs) if total else None
 
     def _in_stages(self, left: list[Job], share: Any, watcher: Both) -> None:
         from isoflop.orchestration.points import run_points, run_search
@@ -417,11 +434,9 @@ def job_of(
 
 def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
     """Raise ValueError for what would fail, or crawl, in every run once it has started."""
-    if run.precision == "bfloat16" and machine.address is None and not has_bfloat16():
-        raise ValueError(
-            "precision is 'bfloat16', which this machine only emulates, up to 170 times slower "
-            "than float32; leave it at 'auto'"
-        )
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    if machine.address is None and (why := refusal(run.precision, here)):
+        raise ValueError(why)
     need = run.model.context + 1
     for name, part in parts(prepared).items():
         sides = (("training", part.train_tokens), ("validation", part.validation_tokens))

@@ -215,7 +215,7 @@ class Run:
     schedule: Schedule = Schedule()
     parametrisation: Parametrisation = younger(Parametrisation())
     ema: float = younger(0.0)  # share of the averaged weights that a step keeps; 0: no average
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = 0
     evaluation: Evaluation = Evaluation()
     rollouts: Rollouts = Rollouts()  # noqa: RUF009  # frozen, too
@@ -235,7 +235,7 @@ class Run:
             self.batch_tokens,
             f"a multiple of the context ({context} tokens)",
         )
-        allowed = ("auto", "float32", "bfloat16")
+        allowed = ("auto", "float32", "bfloat16", "float16")
         _check(self.precision in allowed, "precision", self.precision, f"one of {allowed}")
         _check(0 <= self.seed < 2**64, "seed", self.seed, "at least 0 and below 2**64")
         targets.fits(self.objective, self.model)

@@ -64,7 +64,9 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     if asked and not options.next:
         raise UserError(f"--{asked[0]} belongs to --next")
     with user_input():
-        means = Means(micro_batch=options.micro_batch, together=options.together)
+        means = Means(
+            micro_batch=options.micro_batch, compile=options.compile, together=options.together
+        )
     machine = Machine.at(
         options.storage or study.file.parent / "results",
         tracking=options.tracking,
@@ -207,6 +209,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--together", type=int, metavar="N",
         help="small runs of one shape, as of several seeds or learning rates, that one process "
         "trains as one, at most (default: 8 on a GPU, 1 on CPUs, where nothing is gained)",
+    )  # fmt: skip
+    where.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto",
+        help="compile models before they train (default: on a GPU, where a run is long enough)",
     )  # fmt: skip
     where.add_argument(
         "--beside",

@@ -25,6 +25,7 @@ class Resources:
     gpus: int
 
 
+ASK_SECONDS = 120.0  # for a process on a GPU's node to start and import torch
 GONE_SECONDS = 60.0  # for Ray to see that a node is gone
 
 # Ray reads these when it starts; facts behind each in the comment.
@@ -87,6 +88,21 @@ def _resources() -> Resources:
 
     found = ray.cluster_resources()
     return Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
+
+
+def gpu_memory() -> int:
+    """Bytes of one GPU of the cluster that is joined; they are taken to be alike. 0: unknown."""
+    import ray
+
+    def ask() -> int:
+        import torch
+
+        if not torch.cuda.is_available():
+            return 0
+        return int(torch.cuda.get_device_properties(0).total_memory)
+
+    asked = ray.remote(num_cpus=0, num_gpus=0.01)(ask).remote()
+    return int(ray.get(asked, timeout=ASK_SECONDS))
 
 
 def left(gpu: bool) -> int:

@@ -47,7 +47,8 @@ from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import noise_scale
-from isoflop.training.process import settle
+from isoflop.training.precision import refusal
+from isoflop.training.process import keep_to, settle
 from isoflop.training.trunk import Trunk
 
 PRUNE = "prune"
@@ -102,6 +103,7 @@ def execute(
     nobody restarts it at once. Only a process that dies is restarted (by whoever started it).
     """
     settle(job.threads)
+    keep_to(ranks.device, job.means.gpu)
     started = time.time()
     warnings: list[str] = []
     try:
@@ -189,6 +191,8 @@ def begin(
     """Open the job's folder and its text."""
     _open(job, ranks)
     prepared, run = job.prepared, job.run
+    if ranks.device.startswith("cuda") and (why := refusal(run.precision, ranks.device)):
+        raise ValueError(why)
     feed.check(run, prepared)
     batches = feed.batches(run, prepared)
     rows = feed.held_out(run, prepared)

@@ -1,9 +1,10 @@
 """How are many runs carried out side by side? As Ray Tune trials, each in one of two ways.
 
 One worker: the run trains inside its trial. Trials are functions in reused processes
-(`reuse_actors`), one core and one thread each, as many at once as there are cores or GPUs: a
-further trial costs a fraction of a second, where a fresh process would cost the import of torch,
-and a nested start tens of seconds. On a GPU, small runs of one shape share a trial (`together`).
+(`reuse_actors`), one core and one thread each, as many at once as there are cores, or as GPUs hold
+(`sharing`): a further trial costs a fraction of a second, where a fresh process would cost the
+import of torch, and a nested start tens of seconds. Small runs of one shape may share a trial, and
+train as one (`together`).
 
 Several workers: the trial has a group of Ray Train's do the work (`groups`), computes nothing
 itself, and keeps the group for the points after it.
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +27,12 @@ from isoflop.orchestration.cluster import Resources, left
 from isoflop.orchestration.groups import Kept
 from isoflop.orchestration.job import Job, conclude
 from isoflop.orchestration.scribe import beside
+from isoflop.orchestration.sharing import POINTS, Sharing
 from isoflop.orchestration.together import execute_together, packs
+from isoflop.run import Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
+from isoflop.training.micro import free
 
 RESTARTS = 3  # of one run whose process died
 REPORT_SECONDS = 1.0  # a report makes the trial wait for Tune's loop, so not every record at once
@@ -58,6 +62,22 @@ class Slots:
     workers: int  # processes of one run
     at_once: int
     gpu: bool
+    sharing: Sharing | None = None  # where small points may share a GPU
+    gpus: int = field(default=1, compare=False)
+
+    def bundle_of(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """What Ray reserves for a run of one worker, or for runs that train as one: these have a
+        GPU for themselves."""
+        if not self.sharing or len(jobs) > 1:
+            return self.bundle
+        return {"CPU": 1, "GPU": 1 / self.sharing.points(jobs[0].run)}
+
+    def placed(self, jobs: list[Job]) -> list[Job]:
+        """The jobs of a trial, told what they may take."""
+        if not self.sharing or len(jobs) > 1:
+            return jobs
+        (job,) = jobs
+        return [replace(job, means=replace(job.means, gpu=self.sharing.share(job.run)))]
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -65,14 +85,37 @@ class Slots:
         return {"CPU": 1, "GPU": 1} if self.gpu else {"CPU": 1}
 
 
-def slots(resources: Resources, workers: int, at_once: int | None) -> Slots:
-    """As many points at once as fit. Raises ValueError if not even one does."""
+def slots(
+    resources: Resources,
+    workers: int,
+    at_once: int | None,
+    sharing: Callable[[], Sharing | None] = lambda: None,
+    runs: Sequence[Run] = (),
+) -> Slots:
+    """As many points at once as fit. `sharing` is asked where the points of a GPU may be several,
+    `runs` are those to come. Raises ValueError if not even one fits."""
     gpu = resources.gpus > 0
     units = resources.gpus if gpu else resources.cpus
     kind = "GPUs" if gpu else "cores"
     if workers > units:
         raise ValueError(f"--workers {workers} needs {workers} {kind}; the cluster has {units}")
-    return Slots(workers=workers, at_once=min(at_once or units, units // workers), gpu=gpu)
+    if not gpu or workers > 1 or (at_once or resources.cpus) <= units:
+        return Slots(
+            workers=workers,
+            at_once=min(at_once or units, units // workers),
+            gpu=gpu,
+            gpus=resources.gpus,
+        )
+    shared = sharing()
+    most = max((shared.points(run) for run in runs), default=POINTS[0]) if shared else 1
+    places = min(resources.cpus, most * units)
+    return Slots(
+        workers=1,
+        at_once=min(at_once or places, places),
+        gpu=True,
+        sharing=shared,
+        gpus=resources.gpus,
+    )
 
 
 def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> None:
@@ -84,9 +127,10 @@ def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> 
     _tune_environment()
     from ray import tune
 
-    size = slots.at_once if slots.workers == 1 else len(jobs)  # groups of workers take one
-    grouped = packs(jobs, at_once=size, gpu=slots.gpu)
-    by_name = {pack[0].run.identity: pack for pack in grouped}
+    size = slots.gpus if slots.gpu else slots.at_once
+    alike = len(jobs) if slots.workers > 1 else size  # a group of workers takes one run at a time
+    grouped = packs(jobs, at_once=alike, gpu=slots.gpu)
+    by_name = {pack[0].run.identity: slots.placed(pack) for pack in grouped}
     space = {"run": tune.grid_search(list(by_name))}
     _fit(by_name, slots, store, watcher, jobs[0].stop_file, {"param_space": space})
 
@@ -103,7 +147,8 @@ def run_search(
     def ask() -> Job | Waiting | None:
         job = source()
         if isinstance(job, Job):
-            jobs[job.run.identity] = [job]
+            jobs[job.run.identity] = slots.placed([job])
+            (job,) = jobs[job.run.identity]
         return job
 
     search = {"search_alg": _searcher(ask), "num_samples": -1}
@@ -145,7 +190,9 @@ def _fit(
     from ray import tune
 
     if slots.workers == 1:
-        trial = tune.with_resources(tune.with_parameters(_train_here, jobs=jobs), slots.bundle)
+        trial = tune.with_resources(
+            tune.with_parameters(_train_here, jobs=jobs), _reserved(jobs, slots)
+        )
     else:
         # Zero CPUs: the trial only waits for its workers, and reserving a core for it would leave
         # too few for them, which Ray Train would retry for ever. The node resource makes it valid.
@@ -172,6 +219,21 @@ def _fit(
     ).fit()
 
 
+def _reserved(jobs: dict[str, list[Job]], slots: Slots) -> Any:
+    """What Tune reserves for a trial: the same for all, or by the run's size."""
+    from ray import tune
+
+    if not slots.sharing:
+        return slots.bundle
+    bundles = {name: slots.bundle_of(pack) for name, pack in jobs.items()}
+
+    def reserve(config: dict[str, Any]) -> Any:
+        own = config.get("jobs")
+        return tune.PlacementGroupFactory([slots.bundle_of(own) if own else bundles[config["run"]]])
+
+    return reserve
+
+
 def _tune_environment() -> None:
     """Tune's own files, handlers and prints are off: the study keeps its record and its signals."""
     for name, value in {
@@ -196,6 +258,7 @@ def _train_here(config: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
     ranks = Ranks(device="cuda" if torch.cuda.is_available() else "cpu")
     report = _Buffered(lambda records: tune.report({"records": records}))
     values = execute_together(pack, ranks, report, beside)
+    free(ranks.device)  # others may share the GPU while this process waits for its next point
     _tell(report.take(), list(zip(pack, values, strict=True)))
 
 

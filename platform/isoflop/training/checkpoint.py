@@ -43,6 +43,7 @@ class Progress:
     evaluation_seconds: float = 0.0
     shared_steps: int = 0  # of them, those of a trunk that another run trained
     shared_seconds: float = 0.0
+    scale: dict[str, Any] = field(default_factory=dict)  # see `precision.LossScale`
     history: list[dict[str, float]] = field(default_factory=list)
 
 

@@ -42,8 +42,9 @@ def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def bare(model: nn.Module) -> Model:
-    """The model itself, out of what `wrap` put around it."""
+    """The model itself, out of what `wrap` and torch.compile put around it."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = getattr(inner, "_orig_mod", inner)  # of what torch.compile made
     assert isinstance(inner, Model)
     return inner
 

@@ -24,7 +24,7 @@ from isoflop import objectives
 from isoflop.data.rows import Rows
 from isoflop.objectives import Batch
 from isoflop.run import Run
-from isoflop.training import checkpoint, micro, optimizer, parametrisation
+from isoflop.training import checkpoint, compiling, micro, optimizer, parametrisation
 from isoflop.training.averaging import Average
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, mean, wrap
@@ -32,12 +32,16 @@ from isoflop.training.evaluate import HeldOut, evaluate, points
 from isoflop.training.feeder import Feeder, ahead
 from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import measure
+from isoflop.training.precision import LossScale
 from isoflop.training.step import gradients, move, seed_step
 from isoflop.training.trunk import Trunk
 from models.interface import Model
 
 Record = dict[str, float]
 Report = Callable[[list[Record]], None]
+
+
+MANY = 0.05  # of a run's steps; a float16 run leaves out a few until its scale is found
 
 
 class Batches(Protocol):
@@ -157,6 +161,7 @@ class Session:
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
         self.forks = frozenset(hooks.trunk.forks if hooks.trunk else ())
+        self.on_gpu = ranks.device.startswith("cuda")
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)
         self.saved_at = time.monotonic()
@@ -168,13 +173,17 @@ class Session:
         self.fetch: Callable[[bool], None] = lambda moments: None
         share = run.rows // ranks.world
         self.micro = micro.Micro(model=model, ranks=ranks, folder=folder, share=share, rows=share)
+        self.scale = LossScale.of(run, ranks.device, progress.scale)
 
     def go(self, means: Means) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
+        self.callable = compiling.prepared(self.model, self.run, self.ranks, means)
         self.micro = micro.choose(
             self.model, self.objective, lambda: self.frame(self.progress.step), self.run,
             self.ranks, self.folder, means, moments=self._moments(),
         )  # fmt: skip
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)  # what was tried is not what it takes
         with Feeder(
             self.frame,
             start=self.progress.step,
@@ -186,7 +195,7 @@ class Session:
 
     def _steps(self, feeder: Feeder) -> Outcome:
         run, progress = self.run, self.progress
-        forward = wrap(self.model, self.ranks)
+        forward = wrap(self.callable, self.ranks)
         self.begin()
         while progress.step < run.steps:
             norm = self._advance(forward, feeder)
@@ -245,11 +254,12 @@ class Session:
         def attempt() -> Tensor:
             seed_step(self.run, step, self.ranks)
             return gradients(
-                forward, self.objective, batch, self.run, self.ranks, rows=self.micro.rows
-            )
+                forward, self.objective, batch, self.run, self.ranks,
+                rows=self.micro.rows, scale=self.scale,
+            )  # fmt: skip
 
         loss = self.micro.steadily(attempt, self.hooks.warn)
-        norm = move(forward, self.optim, self.run)
+        norm = move(forward, self.optim, self.run, scale=self.scale)
         if self.average:
             self.average.update(self.model)
         self.losses.append(loss)
@@ -260,6 +270,7 @@ class Session:
         """Leave a checkpoint for the runs that go their own way here. One that cannot be written is
         said: they train alone. The clock stands still meanwhile."""
         self.clock()
+        self._note_scale()
         if self.ranks.leads and self.hooks.trunk:
             try:
                 self.hooks.trunk.keep(self.run, self.progress, self.model, self.optim, self.average)
@@ -284,11 +295,27 @@ class Session:
         self.losses.clear()
         return {
             "train/loss": loss,
-            "gradient_norm": float(norm),
+            **self._gradient(float(norm)),
             "learning_rate": self.rate,
             "tokens_per_second": step * self.run.batch_tokens / max(1e-9, self.progress.seconds),
             **{name: float(value) for name, value in self.model.measures().items()},
         }
+
+    def _gradient(self, norm: float) -> Record:
+        """A step that is left out for its overflow has no norm."""
+        self._note_scale()
+        if self.scale is None:
+            return {"gradient_norm": norm}
+        kept = {"gradient_norm": norm} if math.isfinite(norm) else {}
+        return {
+            **kept,
+            "loss_scale": self.scale.scaler.get_scale(),
+            "steps_left_out": float(self.progress.scale["left_out"]),
+        }
+
+    def _note_scale(self) -> None:
+        if self.scale is not None:
+            self.progress.scale = self.scale.state()
 
     def _place(self) -> Record:
         """What every record begins with: tables, trackers and displays go by the step."""
@@ -393,6 +420,12 @@ class Session:
     def end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
         self._report()
         self.fetch(False)
+        left_out = self.progress.scale.get("left_out", 0)
+        if left_out > MANY * self.progress.step:
+            self.hooks.warn(
+                f"{left_out} of {self.progress.step} steps were left out, since their gradients "
+                "overflowed float16"
+            )
         if status == "finished":
             self._save(final=True)
         averaged = self.average.model if self.average else None
@@ -401,5 +434,14 @@ class Session:
             progress=self.progress,
             model=self.model,
             averaged=averaged,
-            computed=self.micro.described(),
+            computed={**self.micro.described(), **self._described()},
         )
+
+    def _described(self) -> dict[str, Any]:
+        """For the run's result, beside what `micro` says."""
+        device = self.ranks.device
+        return {
+            "steps_left_out": self.progress.scale.get("left_out", 0),
+            "compiled": self.callable is not self.model,
+            "peak_bytes": torch.cuda.max_memory_allocated(device) if self.on_gpu else None,
+        }

@@ -7,6 +7,7 @@ other means.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,8 @@ class Means:
     """What a user may settle; what is left out follows from the model's size and the device."""
 
     micro_batch: int | None = None  # rows that go through the model at once, on each worker
+    gpu: float = 1.0  # of a GPU's memory, where several points share it; settled by whoever places
+    compile: Literal["auto", "on", "off"] = "auto"  # see `compiling`
 
     together: int | None = None  # small runs of one shape that train as one, at most
 
@@ -23,6 +26,8 @@ class Means:
         rows = self.micro_batch
         if rows is not None and rows < 1:
             raise ValueError(f"--micro-batch is {rows}; it must be at least 1 row")
+        if self.compile not in ("auto", "on", "off"):
+            raise ValueError(f"--compile is {self.compile!r}; it must be auto, on or off")
 
 
 USUAL = Means()

@@ -18,7 +18,7 @@ from isoflop import objectives
 from isoflop.data.rows import sample
 from isoflop.run import Run
 from isoflop.targets import Objective
-from isoflop.training.step import autocast
+from isoflop.training.precision import autocast
 from models.interface import Config
 
 MARGIN = 1.25  # over what is counted

@@ -20,7 +20,7 @@ from isoflop.data.rows import Rows
 from isoflop.objectives import Objective
 from isoflop.run import Run
 from isoflop.training.distributed import Ranks
-from isoflop.training.step import autocast
+from isoflop.training.precision import autocast
 from models.interface import Model
 
 CHUNKS = (

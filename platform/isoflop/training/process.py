@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 import torch
@@ -25,3 +26,13 @@ def settle(threads: int) -> None:
             library.mallopt(_MMAP_THRESHOLD, 1 << 30)
             library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
             library.mallopt(_TOP_PAD, 64 << 20)
+
+
+def keep_to(device: str, share: float) -> None:
+    """Take at most so much of a GPU's memory, and none of what an earlier run left; nothing on a
+    CPU. Processes are reused, so it is settled anew for each run."""
+    if not device.startswith("cuda"):
+        return
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(share, torch.device(device))

@@ -25,9 +25,11 @@ from torch.profiler import ProfilerActivity, record_function
 from isoflop import objectives
 from isoflop.data.rows import Rows
 from isoflop.run import Run
-from isoflop.training import optimizer, parametrisation
+from isoflop.training import compiling, optimizer, parametrisation
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
+from isoflop.training.means import USUAL, Means
+from isoflop.training.precision import LossScale
 from isoflop.training.step import PARTS, seed_step, update
 
 WARM = 3  # steps before: memory is laid out, kernels are chosen
@@ -77,11 +79,13 @@ class Profile:
         return "\n".join([*lines, f"\ntrace   {self.folder / 'trace.json.gz'}  (ui.perfetto.dev)"])
 
 
-def profile(run: Run, batches: Batches, folder: Path, *, fine: bool = False) -> Profile:
+def profile(
+    run: Run, batches: Batches, folder: Path, *, fine: bool = False, means: Means = USUAL
+) -> Profile:
     """Train a few steps of a resolved run from fresh weights, and keep nothing of them but what
     they took."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    steps = _Steps(run, batches, device)
+    steps = Steps(run, batches, device, means)
     for number in range(WARM):
         steps(number)
     seconds = steps.timed(WARM, STEPS)
@@ -110,23 +114,29 @@ def profile(run: Run, batches: Batches, folder: Path, *, fine: bool = False) -> 
     return found
 
 
-class _Steps:
+class Steps:
     """A model in training, asked for one step at a time with its parts marked."""
 
-    def __init__(self, run: Run, batches: Batches, device: str) -> None:
+    def __init__(self, run: Run, batches: Batches, device: str, means: Means = USUAL) -> None:
         torch.manual_seed(run.seed)
         self.run, self.batches, self.ranks = run, batches, Ranks(device=device)
         self.model = run.model.build()
         parametrisation.initialise(self.model, run.parametrisation)
         self.model = self.model.to(device).train()
+        self.forward = compiling.prepared(self.model, run, self.ranks, means)
+        self.rows = means.micro_batch
         self.optim = optimizer.build(self.model, run.optimizer, run.parametrisation)
         self.objective = objectives.build(run.objective, run.model)
+        self.scale = LossScale.of(run, device, {})
 
     def __call__(self, number: int) -> None:
         seed_step(self.run, number, self.ranks)
         with _span("data"):
             batch = self.objective.batch(self.batches.batch(number))
-        update(self.model, self.optim, self.objective, batch, self.run, self.ranks, _span)
+        update(
+            self.forward, self.optim, self.objective, batch, self.run, self.ranks, _span,
+            rows=self.rows, scale=self.scale,
+        )  # fmt: skip
 
     def timed(self, start: int, count: int) -> float:
         """Seconds a step, without the profiler."""

@@ -12,6 +12,7 @@ from isoflop.objectives import Batch, Objective
 from isoflop.objectives.regularise import losses
 from isoflop.run import Run
 from isoflop.training.distributed import Ranks, bare, equal_share, reduced
+from isoflop.training.precision import LossScale, autocast
 
 Span = Callable[[str], AbstractContextManager[object]]
 PARTS = ("copy", "forward", "backward", "clip", "optimizer")  # of an update, as a span names them
@@ -30,21 +31,6 @@ def seed_step(run: Run, step: int, ranks: Ranks) -> None:
     torch.manual_seed(seed % 2**64)  # torch takes no more bits
 
 
-def autocast(precision: str, device: str) -> torch.autocast:
-    """The precision of the matrix products. "auto": float32 on a CPU, where bfloat16 is emulated
-    and up to 170 times slower unless the chip has it; bfloat16 on a GPU. Weights stay float32
-    always.
-    """
-    kind = device.split(":")[0]
-    low = precision == "bfloat16" or (precision == "auto" and kind == "cuda")
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=low)
-
-
-def has_bfloat16() -> bool:
-    """Does this machine multiply bfloat16 in hardware?"""
-    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def gradients(
     model: nn.Module,
     objective: Objective,
@@ -54,6 +40,7 @@ def gradients(
     span: Span = unmarked,
     *,
     rows: int | None = None,
+    scale: LossScale | None = None,
 ) -> Tensor:
     """Add to every parameter the gradient of the mean loss over the batch, of which this rank has
     its share; the loss in nats, a scalar that stays on the device: reading it would make that wait.
@@ -78,20 +65,30 @@ def gradients(
                 total = loss if added is None else loss + added / count
                 total = sum((share * x for x in bare(model).auxiliary().values()), total)
             with span("backward"):
-                total.backward()  # type: ignore[no-untyped-call]
+                large = total if scale is None else scale.scaler.scale(total)
+                large.backward()  # type: ignore[no-untyped-call]
         found.append(loss.detach())
     return found[0] if len(found) == 1 else torch.stack(found).sum()
 
 
 def move(
-    model: nn.Module, optimizer: torch.optim.Optimizer, run: Run, span: Span = unmarked
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    run: Run,
+    span: Span = unmarked,
+    scale: LossScale | None = None,
 ) -> Tensor:
     """Clip the gradients, take the step and forget them. Their global norm before clipping."""
     with span("clip"):
+        if scale:
+            scale.scaler.unscale_(optimizer)
         limit = run.optimizer.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     with span("optimizer"):
-        optimizer.step()
+        if scale:
+            scale.step(optimizer, norm)
+        else:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return norm
 
@@ -106,7 +103,8 @@ def update(
     span: Span = unmarked,
     *,
     rows: int | None = None,
+    scale: LossScale | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step on this rank's share of the batch: the mean loss, and the gradient's norm."""
-    loss = gradients(model, objective, batch, run, ranks, span, rows=rows)
-    return loss, move(model, optimizer, run, span)
+    loss = gradients(model, objective, batch, run, ranks, span, rows=rows, scale=scale)
+    return loss, move(model, optimizer, run, span, scale)

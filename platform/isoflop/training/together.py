@@ -34,9 +34,9 @@ from isoflop.training.distributed import Ranks
 from isoflop.training.feeder import Feeder, ahead
 from isoflop.training.loop import Hooks, Inputs, Outcome, Session, session
 from isoflop.training.optimizer import learning_rate
+from isoflop.training.precision import autocast
 from isoflop.training.shelf import Shelf
 from isoflop.training.stacked import Stacked, Unstackable
-from isoflop.training.step import autocast
 from models.interface import Config, Model
 
 
@@ -53,6 +53,7 @@ class Member:
 def shape(run: Run) -> Hashable | None:
     """Resolved runs of equal shape can train together; None: this one trains alone."""
     plain = type(run.optimizer) is AdamW and isinstance(run.objective, Autoregressive)
+    plain = plain and run.precision != "float16"  # whose loss has a scale for each run
     if not plain or run.objective.any or refusal(replace(run.model, vocab=min(run.model.vocab, 8))):
         return None
     own = (run.steps, run.batch_tokens, run.precision, run.data.rows, run.objective)

@@ -21,7 +21,8 @@ from isoflop.training import optimizer
 from isoflop.training.distributed import Ranks
 from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Inputs, Outcome, train
-from isoflop.training.step import autocast, seed_step, update
+from isoflop.training.precision import autocast
+from isoflop.training.step import seed_step, update
 
 MakeRun = Callable[..., Run]
 MakeInputs = Callable[[Run], Inputs]

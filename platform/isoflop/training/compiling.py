@@ -1,0 +1,52 @@
+"""Does it pay to compile a model for its run? On a GPU, from a certain length on.
+
+torch.compile takes some 20 to 90 seconds, and then spares a GPU the launches of many small kernels
+and their trips through memory. On a processor the products are nearly all of a step, and a small
+point is over before its compiler is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from typing import cast
+
+import torch
+from torch import nn
+
+from isoflop.run import Run
+from isoflop.training.distributed import Ranks
+from isoflop.training.means import Means
+
+# FLOPs of a rank from which "auto" compiles: some minutes of an H100 at the speed that small models
+# reach. `studies/throughput.py` measures what compiling gains.
+PAYS = 1e16
+
+
+def prepared(model: nn.Module, run: Run, ranks: Ranks, means: Means) -> nn.Module:
+    """The module to call in training: the model itself, or compiled; their weights are the same.
+
+    Raises ValueError where compiling is asked for and there is nothing to compile with.
+    """
+    if not wanted(run, ranks, means):
+        return model
+    torch.compiler.reset()  # a reused process has compiled others, and torch would give up at eight
+    return cast(nn.Module, torch.compile(model))
+
+
+def wanted(run: Run, ranks: Ranks, means: Means) -> bool:
+    """Raises ValueError as `prepared` does."""
+    gpu = ranks.device.startswith("cuda")
+    if means.compile == "auto":
+        return gpu and has_compiler(gpu) and run.training_flops / ranks.world >= PAYS
+    if means.compile == "on" and not has_compiler(gpu):
+        needed = "triton" if gpu else "a C++ compiler (g++ or clang++)"
+        raise ValueError(f"--compile is 'on', which needs {needed}; there is none here")
+    return means.compile == "on"
+
+
+def has_compiler(gpu: bool) -> bool:
+    """Is there what torch.compile hands its code to?"""
+    if gpu:
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in ("g++", "clang++"))
