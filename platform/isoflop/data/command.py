@@ -56,6 +56,7 @@ def _prepare_options(verb: argparse.ArgumentParser, join: Join) -> None:
         help="leave out documents whose runs of five words agree with another's to this share "
         "(Jaccard, such as 0.8)",
     )
+    add("--licence", metavar="SPDX", help="noted in the manifest, such as CC-BY-SA-4.0")
     add("--processes", type=int, help="on this machine (default: as many as the text is worth)")
     add(
         "--address",
@@ -80,6 +81,7 @@ def _prepare(options: argparse.Namespace, join: Join) -> int:
         undecodable=options.undecodable,
         keep_duplicates=options.keep_duplicates,
         near_duplicates=options.near_duplicates,
+        licence=options.licence,
     )
     try:
         with _runner(options, join) as runner, shown(Console()) as meter:
