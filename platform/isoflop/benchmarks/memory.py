@@ -28,6 +28,7 @@ from isoflop.data import sources
 from isoflop.data.hashing import mix
 
 LIMIT = 500  # MB
+PROCESSES = 2  # each takes its own, so machines of any number of cores are asked the same
 SMALL = 8  # the source it is compared with is so many times smaller
 FILE = 64 * 10**6  # bytes of text in a file
 NEW = 500  # bytes of text that bring a new word: English does after some megabytes, and fewer later
@@ -50,7 +51,8 @@ def show(size: int, tokenizer: str) -> int:
     if not Path("/proc/self/smaps_rollup").exists():
         print("\nmemory: this system does not tell it")
         return 0
-    print(f"\nmemory of `isoflop data prepare --tokenizer {tokenizer}`, all processes")
+    command = f"isoflop data prepare --tokenizer {tokenizer} --processes {PROCESSES}"
+    print(f"\nmemory of `{command}`, all processes")
     uses = [measure(max(1, size // SMALL), tokenizer), measure(size, tokenizer)]
     for use in uses:
         print(
@@ -75,7 +77,7 @@ def measure(size: int, tokenizer: str) -> Use:
         began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "isoflop.cli", "data", "prepare", str(source), "--out",
-             str(folder / "out"), "--tokenizer", tokenizer],
+             str(folder / "out"), "--tokenizer", tokenizer, "--processes", str(PROCESSES)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdout=subprocess.DEVNULL,
         )  # fmt: skip

@@ -234,7 +234,7 @@ def _built(corpus: Corpus, tokenizer: Tokenizer, wanted: _Wanted, means: Means) 
         with whole(target) as folder:
             prepared = _joined(corpus, tokenizer, origin, work, folder, done)
             details = {**corpus.details(), "choices": choices(wanted.text, wanted.options)}
-            prepared.save({**details, "overlap": asdict(_overlap(prepared))})
+            prepared.save({**details, "overlap": asdict(_overlap(prepared, means.meter))})
         shutil.rmtree(work)
     prepared = Prepared.load(target)
     means.meter.say(
@@ -257,9 +257,11 @@ def _encoded(corpus: Corpus, origin: Origin, work: Path, means: Means) -> list[e
     return sorted(done, key=lambda one: one.number)
 
 
-def _overlap(prepared: Prepared) -> Overlap:
+def _overlap(prepared: Prepared, meter: Meter) -> Overlap:
     train, validation = prepared.train(), prepared.validation()
-    return overlap(train, validation, max(1, prepared.train_bytes) / len(train))
+    each = max(1, prepared.train_bytes) / len(train)
+    meter.begin("comparing both sides", prepared.train_bytes)
+    return overlap(train, validation, each, lambda tokens: meter.advance(round(tokens * each)))
 
 
 def _joined(
