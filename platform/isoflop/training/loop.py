@@ -151,6 +151,7 @@ class _Session:
         self.reported = len(progress.history)
         self.saved_at = time.monotonic()
         self.rate = run.optimizer.lr
+        self.recorded = (progress.seconds, 0.0)  # training and waiting, at the last record
 
     def go(self) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
@@ -179,7 +180,7 @@ class _Session:
             if not due and progress.step not in self.evaluations | self.captures:
                 continue
             progress.seconds += time.perf_counter() - started
-            record = self._record(norm)
+            record = self._record(norm, feeder.waited)
             if not math.isfinite(record["train/loss"]):
                 progress.history.append({**self._place(), **record})
                 return self._end("diverged")
@@ -223,15 +224,18 @@ class _Session:
         rows = self.inputs.batches.batch(step, self.ranks.rank, self.ranks.world)
         return self.objective.batch(rows)
 
-    def _record(self, norm: Tensor) -> Record:
-        step = self.progress.step
+    def _record(self, norm: Tensor, waited: float) -> Record:
+        step, seconds = self.progress.step, self.progress.seconds
+        before, self.recorded = self.recorded, (seconds, waited)
         loss = mean(torch.stack(self.losses).mean(), self.ranks)
         self.losses.clear()
         return {
             "train/loss": loss,
             "gradient_norm": float(norm),
             "learning_rate": self.rate,
-            "tokens_per_second": step * self.run.batch_tokens / max(1e-9, self.progress.seconds),
+            "tokens_per_second": step * self.run.batch_tokens / max(1e-9, seconds),
+            # Share of the time since the last record that the loop stood still for batches.
+            "data/waited": (waited - before[1]) / max(1e-9, seconds - before[0]),
             **{name: float(value) for name, value in self.model.measures().items()},
         }
 

@@ -31,7 +31,7 @@ def feeders() -> list[threading.Thread]:
 
 
 def facts(outcome: Outcome) -> list[dict[str, float]]:
-    clocks = ("seconds", "tokens_per_second")
+    clocks = ("seconds", "tokens_per_second", "data/waited")
     return [{k: v for k, v in r.items() if k not in clocks} for r in outcome.progress.history]
 
 
@@ -57,6 +57,26 @@ def test_it_works_so_far_ahead_and_no_further() -> None:
         while len(made) < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
     assert made == [0, 1, 2]
+
+
+def test_waiting_is_counted_and_batches_made_ahead_cost_none() -> None:
+    def slow(step: int) -> Batch:
+        time.sleep(0.05)
+        return numbered(step)
+
+    with Feeder(slow, start=0, stop=4, ahead=0) as feeder:
+        for step in range(4):
+            feeder.batch(step)
+        assert feeder.waited >= 0.2
+    with Feeder(slow, start=0, stop=4, ahead=3) as feeder:
+        feeder.batch(0)
+        first = feeder.waited
+        assert first >= 0.05
+        while not all(one.done() for one in feeder._waiting):
+            time.sleep(0.01)  # the loop computes
+        for step in range(1, 4):
+            feeder.batch(step)
+        assert feeder.waited - first < 0.05
 
 
 def test_batches_are_framed_on_another_thread() -> None:
