@@ -24,7 +24,10 @@ from isoflop.scaling.options import register
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isoflop.data.mixture import Mixed
     from isoflop.data.parallel import Runner
+    from isoflop.data.prepared import Prepared
+    from isoflop.run import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     plan_options(plan)
     plan.set_defaults(act=_plan)
 
-    data.add(verbs, _join)
+    data.add(verbs, _join, _ended)
     _backfill_options(verbs.add_parser("backfill", help="ask a run that has ended"))
 
     sample.add(verbs.add_parser("sample", help="what a checkpoint writes after a prompt"))
@@ -257,6 +260,15 @@ def _join(address: str) -> AbstractContextManager[Runner]:
     from isoflop.orchestration.preparing import join
 
     return join(address)
+
+
+def _ended(folder: Path, cache: Path) -> tuple[Run, Prepared | Mixed]:
+    """A run that has ended, or is under way, and its text."""
+    from isoflop.orchestration.backfill import Ended
+    from models import ZOO
+
+    found = Ended.read(folder, ZOO)
+    return found.run, found.prepared(cache)
 
 
 def _ui(options: argparse.Namespace) -> int:

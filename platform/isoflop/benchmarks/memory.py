@@ -1,10 +1,12 @@
 """Does preparing a text stay in as little memory when the text grows?
 
 `isoflop data prepare` runs as a user would start it, on a source that is made here: documents of
-the standard library, each with a line that no other has, so that none is a duplicate. They lie
-compressed, as members of .gz files that are written from parts compressed once, so that a source
-of 10 GB takes about 3 GB of disk and little time to make. Memory is the proportional set size of
-all processes of the command (shared pages count once), looked at five times a second.
+the standard library, each with a line of words that no other has. So none is a duplicate, and the
+different words grow with the text, as they do on the web: they are what training a vocabulary holds
+in memory. They lie compressed, as members of .gz files that are written from parts compressed once,
+so that a source of 10 GB takes about 3 GB of disk and little time to make. Memory is the
+proportional set size of all processes of the command (shared pages count once), looked at five
+times a second.
 """
 
 from __future__ import annotations
@@ -20,11 +22,18 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+
 from isoflop.data import sources
+from isoflop.data.hashing import mix
 
 LIMIT = 500  # MB
+PROCESSES = 2  # each takes its own, so machines of any number of cores are asked the same
 SMALL = 8  # the source it is compared with is so many times smaller
 FILE = 64 * 10**6  # bytes of text in a file
+NEW = 500  # bytes of text that bring a new word: English does after some megabytes, and fewer later
+
+_POWERS = np.uint64(26) ** np.arange(9, dtype=np.uint64)  # of the nine letters of a new word
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ def show(size: int, tokenizer: str) -> int:
     if not Path("/proc/self/smaps_rollup").exists():
         print("\nmemory: this system does not tell it")
         return 0
-    print(f"\nmemory of `isoflop data prepare --tokenizer {tokenizer}`, all processes")
+    command = f"isoflop data prepare --tokenizer {tokenizer} --processes {PROCESSES}"
+    print(f"\nmemory of `{command}`, all processes")
     uses = [measure(max(1, size // SMALL), tokenizer), measure(size, tokenizer)]
     for use in uses:
         print(
@@ -67,7 +77,7 @@ def measure(size: int, tokenizer: str) -> Use:
         began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "isoflop.cli", "data", "prepare", str(source), "--out",
-             str(folder / "out"), "--tokenizer", tokenizer],
+             str(folder / "out"), "--tokenizer", tokenizer, "--processes", str(PROCESSES)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -91,11 +101,19 @@ def make(folder: Path, size: int) -> int:
         with (folder / f"{number:04d}.jsonl.gz").open("wb") as file:
             while made < min(size, (number + 1) * FILE):
                 place = next(order)
-                head = f'{{"text": "# document {count}\\n'.encode()
-                file.write(gzip.compress(head, 1) + packed[place])
+                head = f'{{"text": "# {" ".join(_words(count, len(texts[place]) // NEW))}\\n'
+                file.write(gzip.compress(head.encode(), 1) + packed[place])
                 made += len(texts[place])
                 count += 1
     return count
+
+
+def _words(document: int, count: int) -> list[str]:
+    """At least one word that stands in no other document, and `count` in all."""
+    start = np.uint64(document << 20)
+    draws = mix(np.arange(max(1, count), dtype=np.uint64) + start)
+    letters = (draws[:, None] // _POWERS % 26 + ord("a")).astype(np.uint8)
+    return [row.tobytes().decode() for row in letters]
 
 
 def used(pid: int) -> float:

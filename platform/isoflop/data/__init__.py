@@ -32,7 +32,7 @@ meter       how far it is
 hashing     64 bits mixed
 verify      is a prepared text still what was written?
 show        what is in it?
-command     `isoflop data prepare | verify | show`
+command     `isoflop data prepare | verify | show | seen`
 mixture     several sources, each prepared, with one tokenizer for all
 frames      documents of ids -> rows: windows over the stream, packed documents, one document each
 packing     which documents share a row
@@ -40,5 +40,6 @@ order       in which order an epoch's rows are visited
 turns       which source of a mixture a row comes from
 loader      all of that: the rows of a batch, as a pure function of seed and step
 feed        what a run reads: the batches and the held-out rows that its text asks for
+seen        which documents a run had read at a step
 rows        what an objective is given: ids, each row's seed, document boundaries
 """

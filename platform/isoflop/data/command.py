@@ -1,4 +1,4 @@
-"""What does `isoflop data` offer? To prepare a text, to verify one, to show one.
+"""What does `isoflop data` offer? To prepare a text, verify one, show one, ask what was read of it.
 
 Nothing heavy is imported before it is known to be needed.
 """
@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isoflop.data.mixture import Mixed
     from isoflop.data.parallel import Runner
+    from isoflop.data.prepared import Prepared
+    from isoflop.run import Run
 
-# Who joins a cluster and gives its runner: only orchestration may, so the command is given it.
+# Who joins a cluster and gives its runner, and who reads the folder of a run and, from a cache, its
+# text: only orchestration may, so the commands are given them.
 Join = Callable[[str], "AbstractContextManager[Runner]"]
+Ended = Callable[[Path, Path], "tuple[Run, Prepared | Mixed]"]
 
 
-def add(verbs: Any, join: Join) -> None:
+def add(verbs: Any, join: Join, ended: Ended) -> None:
     """The commands below `isoflop data`; `verbs` are the subparsers of `isoflop`."""
     data = verbs.add_parser("data", help="prepare a text for studies, verify it, show it")
     kinds = data.add_subparsers(title="what to do", required=True, metavar="WHAT")
@@ -33,6 +38,7 @@ def add(verbs: Any, join: Join) -> None:
     show.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     show.add_argument("--png", type=Path, metavar="FILE", help="draw the histogram there too")
     show.set_defaults(act=_show)
+    _seen_options(kinds.add_parser("seen", help="which documents a run had read at a step"), ended)
 
 
 def _prepare_options(verb: argparse.ArgumentParser, join: Join) -> None:
@@ -56,6 +62,7 @@ def _prepare_options(verb: argparse.ArgumentParser, join: Join) -> None:
         help="leave out documents whose runs of five words agree with another's to this share "
         "(Jaccard, such as 0.8)",
     )
+    add("--licence", metavar="SPDX", help="noted in the manifest, such as CC-BY-SA-4.0")
     add("--processes", type=int, help="on this machine (default: as many as the text is worth)")
     add(
         "--address",
@@ -63,6 +70,25 @@ def _prepare_options(verb: argparse.ArgumentParser, join: Join) -> None:
         "that every node shares",
     )
     verb.set_defaults(act=lambda options: _prepare(options, join))
+
+
+def _seen_options(verb: argparse.ArgumentParser, ended: Ended) -> None:
+    add = verb.add_argument
+    add("run", type=Path, help="a run's folder: STORAGE/STUDY/runs/IDENTITY")
+    add("--step", type=int, help="before it (default: the run's last)")
+    add("--passage", default="", help="which training documents hold this, and were they seen?")
+    add("--data", type=Path, help="prepared texts (default: STORAGE/data)")
+    verb.set_defaults(act=lambda options: _seen(options, ended))
+
+
+def _seen(options: argparse.Namespace, ended: Ended) -> int:
+    from isoflop.data.seen import lines
+
+    folder = options.run.absolute()
+    run, prepared = ended(folder, options.data or folder.parents[2] / "data")
+    for line in lines(run, prepared, options.step, options.passage):
+        print(line)
+    return 0
 
 
 def _prepare(options: argparse.Namespace, join: Join) -> int:
@@ -80,6 +106,7 @@ def _prepare(options: argparse.Namespace, join: Join) -> int:
         undecodable=options.undecodable,
         keep_duplicates=options.keep_duplicates,
         near_duplicates=options.near_duplicates,
+        licence=options.licence,
     )
     try:
         with _runner(options, join) as runner, shown(Console()) as meter:

@@ -28,9 +28,9 @@ from isoflop.data.split import (
 
 CONTENT = 1  # of what the hashes below are taken; a new one makes every text another text
 
-# A vocabulary hardly changes with more text than this, while the words that its training counts
-# take ever more memory. Of a larger text, documents are chosen by their digests.
-TRAINED_ON = 2**29
+# A vocabulary hardly changes with more bytes than this, while its training takes half a kilobyte of
+# memory for each word that is new to it. Of a larger text, documents are chosen by their digests.
+TRAINED_ON = 2**27
 
 Array = npt.NDArray[Any]
 
@@ -120,7 +120,7 @@ class Corpus:
                     yield content
 
     def hash(self) -> str:
-        """Of all content in its order, and of the split."""
+        """Of all content in its order, and of the split: the same under every tokenizer."""
         content = hashlib.sha256(f"{CONTENT} {self.share!r}".encode())
         for digests, sides in self._digests():
             letters = np.where(sides == VALIDATION, ord("v"), ord("t")).astype(np.uint8)
@@ -149,6 +149,7 @@ class Corpus:
         """For the manifest."""
         return {
             "source": self.source,
+            "content": self.hash()[:16],
             "licence": self.licence,
             "documents_read": len(self.documents),
             "bytes_read": self.bytes,

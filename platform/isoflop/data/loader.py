@@ -94,8 +94,9 @@ class Batches:
         return self.seen(step)["data/epochs"]
 
     def seen(self, step: int) -> dict[str, float]:
-        """How often tokens have been predicted before this step, on average: over all sources
-        (`data/epochs`) and, of a mixture, in each (`data/epochs/NAME`).
+        """How many tokens have been predicted before this step, padding left out, and how often on
+        average: over all sources (`data/tokens`, `data/epochs`) and, of a mixture, in each
+        (`data/tokens/NAME`, `data/epochs/NAME`).
         """
         taken = self.turns.taken(step * self.rows)
         predicted = [
@@ -105,12 +106,11 @@ class Batches:
             )
         ]
         distinct = [different for _, different in self._targets]
-        each = {
-            f"data/epochs/{name}": done / different
-            for name, done, different in zip(self.frames, predicted, distinct, strict=True)
-            if name
-        }
-        return {"data/epochs": sum(predicted) / sum(distinct), **each}
+        seen = {"data/tokens": sum(predicted), "data/epochs": sum(predicted) / sum(distinct)}
+        for name, done, different in zip(self.frames, predicted, distinct, strict=True):
+            if name:
+                seen |= {f"data/tokens/{name}": done, f"data/epochs/{name}": done / different}
+        return seen
 
     def documents_seen(self, step: int) -> dict[str, Seen]:
         """Which documents (N,) of each source any of the rows before this step has shown."""

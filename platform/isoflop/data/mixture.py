@@ -1,7 +1,8 @@
 """How do several sources become one text? Each is prepared by itself, with one tokenizer for all.
 
-A vocabulary is trained on the training text of all sources together. So that it is read
-in the same way for every kind of source, without what is held out, each is prepared as bytes first.
+A vocabulary is trained on the training text of all sources together, or on as much of it as of a
+single source, drawn from each alike. So that it is read in the same way for every kind of source,
+without what is held out, each is prepared as bytes first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoflop.data import tokenizers
+from isoflop.data.corpus import TRAINED_ON
 from isoflop.data.folders import only_one, whole
+from isoflop.data.hashing import ODD, mix
+from isoflop.data.meter import megabytes
 from isoflop.data.prepare import prepare
 from isoflop.data.prepared import Prepared
 from isoflop.data.tokenizers import BYTES, Tokenizer, Trainer
@@ -88,18 +92,23 @@ def _joint(
     target = (cache / "tokenizers" / key).absolute()
     with only_one(target):
         if not target.exists():
+            size = sum(part.train_bytes for part in raw)
+            share = min(1.0, TRAINED_ON / size)
             if progress:
-                progress(f"training {trainer.name} on {len(raw)} sources")
-            tokenizer = trainer.train(text for part in raw for text in _texts(part))
+                of = megabytes(round(share * size))
+                progress(f"training {trainer.name} on {of} of {len(raw)} sources")
+            tokenizer = trainer.train(text for part in raw for text in _texts(part, share))
             with whole(target) as folder:
                 tokenizers.save(tokenizer, folder)
     return target
 
 
-def _texts(prepared: Prepared) -> Iterator[str]:
-    """The training documents of a text that was prepared as bytes."""
+def _texts(prepared: Prepared, share: float) -> Iterator[str]:
+    """Of the training documents of a text that was prepared as bytes, about this share."""
     file, start = prepared.train(), 0
-    for end in file.document_ends.tolist():
-        ids = file.ids[start : end - 1]  # without the end of text
-        yield ids.astype(np.uint8).tobytes().decode()
+    draws = mix(np.arange(1, file.documents + 1, dtype=np.uint64) * np.uint64(ODD))
+    for end, draw in zip(file.document_ends.tolist(), draws.tolist(), strict=True):
+        if draw < share * 2**64:
+            ids = file.read(start, end - 1)  # without the end of text
+            yield ids.astype(np.uint8).tobytes().decode()
         start = end

@@ -42,12 +42,13 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How documents are read and chosen: all that changes what a source gives."""
+    """How documents are read and chosen, and what is known of them: all that a manifest states."""
 
     column: str = "text"  # of tables: where the text stands
     undecodable: Undecodable = "skip"
     keep_duplicates: bool = False  # documents that are equal to an earlier one
     near_duplicates: float | None = None  # the Jaccard similarity from which one is left out
+    licence: str | None = None  # of the text, for the manifest, where the source does not tell it
 
     def __post_init__(self) -> None:
         check_undecodable(self.undecodable)

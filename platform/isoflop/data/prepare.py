@@ -81,7 +81,7 @@ def prepare(
     known = _remembered(seen, cache)
     if known is not None:
         return known
-    with room(cache), only_one(cache / "scans" / listing):
+    with room(cache), only_one(cache / "scans" / listing, means.meter.say):
         return _remembered(seen, cache) or _prepared(
             _Wanted(text=text, options=options, source=source, cache=cache, listing=listing),
             how,
@@ -99,7 +99,7 @@ def prepare_to(
     out = out.absolute()
     work = out.with_name(f".{out.name}.work")
     means = means or Means()
-    with only_one(out):
+    with only_one(out, means.meter.say):
         if is_prepared(out):
             return _the_same(out, text, options)
         if out.exists() and any(out.iterdir()):
@@ -182,7 +182,7 @@ def _scanned(wanted: _Wanted, means: Means) -> Corpus:
         )
     corpus = Corpus.of(
         wanted.text.source,
-        source.licence,
+        options.licence or source.licence,
         found,
         scans,
         share=wanted.text.validation,
@@ -198,7 +198,7 @@ def _scanned(wanted: _Wanted, means: Means) -> Corpus:
 def _trained(corpus: Corpus, trainer: Trainer, wanted: _Wanted, means: Means) -> Tokenizer:
     key = f"{corpus.train_hash()} {trainer.key}"
     target = wanted.cache / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    with only_one(target):
+    with only_one(target, means.meter.say):
         if target.exists():
             return tokenizers.load(target)
         means.meter.say(f"training a vocabulary ({trainer.name}) on {megabytes(corpus.trained_on)}")
@@ -220,7 +220,7 @@ def _built(corpus: Corpus, tokenizer: Tokenizer, wanted: _Wanted, means: Means) 
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     origin = Origin(fingerprint, tokenizer.hash)
     target = wanted.cache / fingerprint
-    with only_one(target):
+    with only_one(target, means.meter.say):
         if target.exists():
             try:
                 return Prepared.load(target)
@@ -234,7 +234,7 @@ def _built(corpus: Corpus, tokenizer: Tokenizer, wanted: _Wanted, means: Means) 
         with whole(target) as folder:
             prepared = _joined(corpus, tokenizer, origin, work, folder, done)
             details = {**corpus.details(), "choices": choices(wanted.text, wanted.options)}
-            prepared.save({**details, "overlap": asdict(_overlap(prepared))})
+            prepared.save({**details, "overlap": asdict(_overlap(prepared, means.meter))})
         shutil.rmtree(work)
     prepared = Prepared.load(target)
     means.meter.say(
@@ -257,9 +257,11 @@ def _encoded(corpus: Corpus, origin: Origin, work: Path, means: Means) -> list[e
     return sorted(done, key=lambda one: one.number)
 
 
-def _overlap(prepared: Prepared) -> Overlap:
+def _overlap(prepared: Prepared, meter: Meter) -> Overlap:
     train, validation = prepared.train(), prepared.validation()
-    return overlap(train, validation, max(1, prepared.train_bytes) / len(train))
+    each = max(1, prepared.train_bytes) / len(train)
+    meter.begin("comparing both sides", prepared.train_bytes)
+    return overlap(train, validation, each, lambda tokens: meter.advance(round(tokens * each)))
 
 
 def _joined(
@@ -313,8 +315,9 @@ def _the_same(out: Path, text: Asked, options: Options) -> Prepared:
     """What `out` holds. Raises ValueError where it is of other choices than these."""
     prepared = Prepared.load(out)
     wanted, found = choices(text, options), prepared.details()["choices"]
-    if wanted != found:
-        differing = [name for name in wanted if wanted[name] != found.get(name)]
+    # What an earlier release did not note is at its default.
+    differing = [name for name in wanted if wanted[name] != found.get(name)]
+    if differing:
         raise ValueError(
             f"{out} holds a text that was prepared with "
             f"{', '.join(f'{name} {found.get(name)!r}' for name in differing)}; "

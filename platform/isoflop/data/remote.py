@@ -52,7 +52,7 @@ def fetched(
         manifest: bytes = system.cat_file(f"{root}/{MANIFEST}")
     copies = cache / "remote"
     target = copies / hashlib.sha256(manifest).hexdigest()[:16]
-    with room(copies), only_one(copies):  # the bound is of all copies, so one at a time is made
+    with room(copies), only_one(copies, say):  # the bound is of all copies: one at a time is made
         if not _whole(target):
             _copy(system, root, url, target, limit, say)
         os.utime(target)  # its time is that of its last use

@@ -104,7 +104,8 @@ def plot(prepared: Prepared, path: Path) -> None:
 def _about(prepared: Prepared) -> Iterator[str]:
     details = prepared.details()
     yield f"{details['source']}   licence: {details['licence'] or 'unknown'}"
-    yield f"fingerprint {prepared.fingerprint}"
+    content = details.get("content", "not noted")  # by the first releases
+    yield f"fingerprint {prepared.fingerprint}   of the text alone: {content}"
     yield (
         f"tokenizer {prepared.tokenizer_name} ({prepared.tokenizer_hash}), "
         f"{prepared.vocab:,} ids as {prepared.train().dtype.name}"

@@ -12,7 +12,7 @@ from isoflop.data import bpe
 from isoflop.data.encodings import TiktokenTokenizer, from_tokens
 
 _BYTES = [bytes([b]) for b in range(256)]
-_COUNTED = 2**21  # different words that are counted at once; above, those met once are forgotten
+_COUNTED = 2**20  # different words that are counted at once; above, those met once are forgotten
 _LONGEST = 64  # bytes of a word that may be a token
 
 

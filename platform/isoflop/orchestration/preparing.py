@@ -30,7 +30,7 @@ def runner(resources: Resources) -> Runner:
 
     def run(work: Callable[[Job], Result], jobs: Iterable[Job], /) -> Iterator[Result]:
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_do)
         running: list[ray.ObjectRef[Result]] = []
@@ -45,6 +45,11 @@ def runner(resources: Resources) -> Runner:
                 yield from ray.get(done)
         except RayTaskError as error:
             raise error.cause from None  # what the work raised, as if it had been here
+        except RayError as error:
+            raise ChildProcessError(
+                f"the cluster lost a unit of the text {1 + RETRIES} times, with process or node "
+                f"({type(error).__name__}); finished parts are kept, so the same command continues"
+            ) from error
         finally:
             for left in running:
                 ray.cancel(left)

@@ -8,6 +8,7 @@ works earlier. An error in framing a batch is raised when the loop asks for that
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,11 +51,19 @@ class Feeder:
         self._frame, self._stop, self._ahead = frame, stop, ahead
         self._pins = device.startswith("cuda")
         self._asked = start  # the first step that nobody has asked the thread for
+        self.waited = 0.0  # seconds that the loop stood still for batches, all together
         self._waiting: deque[Future[Batch]] = deque()
         self._thread = _thread(device) if ahead else None
 
     def batch(self, step: int) -> Batch:
         """The batch of the next step. Raises what framing it raised."""
+        began = time.perf_counter()
+        try:
+            return self._next(step)
+        finally:
+            self.waited += time.perf_counter() - began
+
+    def _next(self, step: int) -> Batch:
         if self._thread is None:
             return self._made(step)
         assert step == self._asked - len(self._waiting), f"step {step} is not the next one"

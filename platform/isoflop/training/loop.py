@@ -174,6 +174,8 @@ class Session:
         share = run.rows // ranks.world
         self.micro = micro.Micro(model=model, ranks=ranks, folder=folder, share=share, rows=share)
         self.scale = LossScale.of(run, ranks.device, progress.scale)
+        self.recorded = (progress.seconds, 0.0)  # training and waiting, at the last record
+        self.waited: Callable[[], float] = lambda: 0.0  # seconds, for batches
 
     def go(self, means: Means) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
@@ -191,6 +193,7 @@ class Session:
             device=device,
             ahead=ahead(device) if wanted is None else wanted,
         ) as feeder:
+            self.waited = lambda: feeder.waited
             return self._steps(feeder)
 
     def _steps(self, feeder: Feeder) -> Outcome:
@@ -290,14 +293,17 @@ class Session:
         return self.objective.batch(rows)
 
     def _record(self, norm: Tensor) -> Record:
-        step = self.progress.step
+        step, seconds, waited = self.progress.step, self.progress.seconds, self.waited()
+        before, self.recorded = self.recorded, (seconds, waited)
         loss = mean(torch.stack(self.losses).mean(), self.ranks)
         self.losses.clear()
         return {
             "train/loss": loss,
             **self._gradient(float(norm)),
             "learning_rate": self.rate,
-            "tokens_per_second": step * self.run.batch_tokens / max(1e-9, self.progress.seconds),
+            "tokens_per_second": step * self.run.batch_tokens / max(1e-9, seconds),
+            # Share of the time since the last record that the loop stood still for batches.
+            "data/waited": (waited - before[1]) / max(1e-9, seconds - before[0]),
             **{name: float(value) for name, value in self.model.measures().items()},
         }
 

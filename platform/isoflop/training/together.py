@@ -128,6 +128,8 @@ class _Group:
             device=self.ranks.device,
             ahead=ahead(self.ranks.device),
         ) as feeder:
+            for each in self.sessions:
+                each.waited = lambda: feeder.waited / len(self.sessions)
             self._begin()
             while self.step < self.steps and len(self.ended) < len(self.sessions):
                 self._look(self._advance(feeder))

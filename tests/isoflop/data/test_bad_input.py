@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from isoflop.data.options import Options, Text
+from isoflop.data.meter import Lines
+from isoflop.data.options import Means, Options, Text
 from isoflop.data.prepare import prepare, prepare_to
 
 
@@ -115,6 +119,17 @@ def test_two_commands_at_once_make_one_text(corpus: Path, tmp_path: Path) -> Non
     assert len(lines) == 1
     prepare_to(out, text(corpus)).train().verify()
     assert not (tmp_path / ".out.work").exists()
+
+
+def test_who_waits_for_another_says_so(corpus: Path, tmp_path: Path) -> None:
+    out, told = tmp_path / "out", queue.SimpleQueue[str]()
+    means = Means(meter=Lines(told.put))
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".out.lock"):
+            waiting = pool.submit(prepare_to, out, text(corpus), means=means)
+            assert told.get(timeout=60) == f"another process is at work on {out}; waiting for it"
+            assert not waiting.done()
+        assert waiting.result().folder == out
 
 
 def test_a_folder_that_may_not_be_written_is_told(corpus: Path, tmp_path: Path) -> None:

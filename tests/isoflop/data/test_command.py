@@ -23,6 +23,7 @@ def test_prepare_verify_show(
 ) -> None:
     out = tmp_path / "out"
     options = ("--tokenizer", "bpe-400", "--validation", 0.2, "--near-duplicates", 0.8)
+    options += ("--licence", "CC0-1.0")
     assert run("prepare", corpus, "--out", out, *options) == 0
     shown = capsys.readouterr().out
     prepared = Prepared.load(out)
@@ -32,7 +33,8 @@ def test_prepare_verify_show(
     assert run("verify", out) == 0
     assert "whole, as it was written" in capsys.readouterr().out
     assert run("show", out, "--samples", 1, "--png", tmp_path / "lengths.png") == 0
-    assert "tokens per training document" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "tokens per training document" in shown and "licence: CC0-1.0" in shown
     assert (tmp_path / "lengths.png").stat().st_size > 1000
 
 

@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -88,14 +90,59 @@ def cached(home: Path, name: str, files: list[str]) -> None:
 
 
 def offline(home: Path, code: str) -> subprocess.CompletedProcess[str]:
+    return elsewhere(home, code, HF_HUB_OFFLINE="1")
+
+
+def elsewhere(home: Path, code: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the hub's library reads its settings when it is imported."""
-    environment = os.environ | {
-        "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)
-    }  # fmt: skip
+    environment = os.environ | {"HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
         [sys.executable, "-c", f"from isoflop.data import sources; {code}"],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment | settings, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+
+
+@contextmanager
+def serving(repository: str, folder: Path, files: dict[str, list[str]]) -> Iterator[str]:
+    """The address of a hub that has these tables of texts."""
+    for name, texts in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": texts}), path)
+    words = [sys.executable, str(Path(__file__).with_name("run_hub.py")), repository, str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def test_a_named_text_is_downloaded_once(tmp_path: Path) -> None:
+    wanted = hub.DOWNLOADS["tinystories"]
+    files = {f"data/train-0000{k}-of-00004-x.parquet": [f"story {k}"] for k in range(4)}
+    files["data/validation-00000-of-00001-x.parquet"] = ["not asked for"]
+    code = "print([d.text for d in sources.documents('tinystories')])"
+    with serving(wanted.repository, tmp_path / "there", files) as address:
+        done = elsewhere(tmp_path, code, HF_ENDPOINT=address)
+    assert done.stdout.strip() == str([f"story {k}" for k in range(4)]), done.stderr
+    assert not list((tmp_path / "hub").rglob("*validation*"))
+    assert offline(tmp_path, code).stdout == done.stdout, "and is there without a network"
+
+
+def test_any_other_text_is_streamed_and_read_offline_once_it_was_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    files = {"data/train-0.parquet": ["one", "two"], "data/test-0.parquet": ["three"]}
+    code = "print([d.text for d in sources.documents('hf:some/text')])"
+    with serving("some/text", tmp_path / "there", files) as address:
+        streamed = elsewhere(tmp_path, code, HF_ENDPOINT=address)
+        assert streamed.stdout.strip() == "['one', 'two']", streamed.stderr
+        assert offline(tmp_path, code).returncode, "a stream stores nothing"
+        load = "import datasets; datasets.load_dataset('some/text')"
+        loaded = elsewhere(tmp_path, load, HF_ENDPOINT=address)
+        assert not loaded.returncode, loaded.stderr
+    done = offline(tmp_path, code)
+    assert done.stdout == streamed.stdout, done.stderr
 
 
 def test_a_download_is_read_from_the_cache(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from isoflop.data.frames import FRAMES
 from isoflop.data.loader import windows as window_rows
 from isoflop.data.rows import Rows, row_seeds
 from isoflop.data.shards import TokenFile
+from isoflop.objectives.autoregressive import NextToken
 
 
 def pair(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,6 +233,12 @@ def same(one: Rows, other: Rows) -> bool:
     return alike and np.array_equal(one.documents, other.documents)
 
 
+def weight(rows: Rows) -> int:
+    """How many tokens of these rows are predicted."""
+    weights = NextToken().batch(rows).weights
+    return rows.ids[:, 1:].size if weights is None else int(weights.sum())
+
+
 @pytest.mark.parametrize("framing", FRAMES)
 class TestFramings:
     @pytest.mark.parametrize("world", [2, 3, 6])
@@ -266,9 +273,12 @@ class TestFramings:
                 found = [tuple(row.ids[0].tolist()) for row in rows]
                 assert sorted(found) == sorted(tuple(row) for row in every.tolist())
             assert len({tuple(row.ids[0].tolist()) for row in rows}) == once
-        assert batches.seen(once)["data/epochs"] == pytest.approx(
-            batches.frames[""].targets()[0] / batches.unique_tokens
-        )
+        # Of `packed` rows the first tokens of documents count as well: there are as many of them in
+        # every pass, about.
+        predicted = sum(8 if framing == "packed" else weight(row) for row in rows)
+        seen = batches.seen(once)
+        assert seen["data/tokens"] == pytest.approx(predicted)
+        assert seen["data/epochs"] == pytest.approx(predicted / batches.unique_tokens)
 
     def test_the_documents_seen_can_be_asked(
         self, two: dict[str, TokenFile], framing: str, monkeypatch: pytest.MonkeyPatch
@@ -299,6 +309,9 @@ class TestMixtures:
         assert abs(left - rows * steps * weight / 100) < 1
         seen = batches.seen(steps)
         counts = {name: cuts.count for name, cuts in batches.frames.items()}
+        assert seen["data/tokens/left"] == pytest.approx(left * 8)
+        assert seen["data/tokens/right"] == pytest.approx((len(ids) - left) * 8)
+        assert seen["data/tokens"] == pytest.approx(len(ids) * 8)
         assert seen["data/epochs/left"] == pytest.approx(left / counts["left"])
         assert seen["data/epochs/right"] == pytest.approx((len(ids) - left) / counts["right"])
         assert seen["data/epochs"] == pytest.approx(len(ids) / sum(counts.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isoflop.data import bpe, feed
+from isoflop.data import bpe, feed, mixture
 from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared, prepare
+from isoflop.data.tokenizers import TiktokenTokenizer
 from isoflop.run import AdamW, Evaluation, Part, Run, Text
 from models import GPT2Config
 
@@ -83,6 +85,27 @@ def test_one_vocabulary_is_trained_on_all(sources: tuple[Part, Part], cache: Pat
     assert each["sums"].tokenizer_name == mixed.tokenizer().name == "bpe-300"
 
 
+def test_a_vocabulary_is_trained_on_a_part_of_large_sources(
+    sources: tuple[Part, Part], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training: list[str] = []
+
+    def train(texts: Iterable[str], size: int) -> TiktokenTokenizer:
+        training.extend(texts)
+        return bpe_train(training, size)
+
+    bpe_train = bpe.train
+    monkeypatch.setattr(bpe, "train", train)
+    each = parts(prepare_all(text(sources), cache))
+    whole = sum(part.train_bytes for part in each.values())
+    monkeypatch.setattr(mixture, "TRAINED_ON", whole // 2)
+    prepare_all(text(sources, "bpe-302"), cache)
+    assert 0.3 < sum(map(len, training)) / whole < 0.7
+    for part in each.values():
+        taken = len(set(training) & set(documents(part)))
+        assert 0.2 < taken / part.train_documents < 0.8, "each gives its share"
+
+
 def test_it_is_prepared_once(
     sources: tuple[Part, Part], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,14 +160,15 @@ def test_what_was_read_is_described(sources: tuple[Part, Part], cache: Path) -> 
     mixed = prepare_all(data, cache)
     run = resolved(data, mixed)
     told = feed.described(run, feed.batches(run, mixed))
-    names = ("epochs", "share", "unique_tokens")
-    assert set(told) == {"unique_tokens", "epochs"} | {
+    names = ("epochs", "share", "tokens", "unique_tokens")
+    assert set(told) == {"unique_tokens", "tokens", "epochs"} | {
         f"{name}/{source}" for name in names for source in ("songs", "sums")
     }
     assert told["unique_tokens"] == told["unique_tokens/songs"] + told["unique_tokens/sums"]
     seen = sum(told[f"epochs/{name}"] * told[f"unique_tokens/{name}"] for name in parts(mixed))
     assert seen == pytest.approx(40 * 8 * 16)
     assert told["epochs"] * told["unique_tokens"] == pytest.approx(40 * 8 * 16)
+    assert told["tokens/songs"] + told["tokens/sums"] == told["tokens"] == 40 * 8 * 16
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def test_lines_tell_the_counts(prepared: Prepared) -> None:
     assert f"{prepared.train_tokens:,} tokens" in shown
     assert f"{prepared.validation_documents:,} documents" in shown
     assert prepared.fingerprint in shown and "bpe-400" in shown and "licence: unknown" in shown
+    assert f"of the text alone: {prepared.details()['content']}" in shown
     assert f"mean {lengths(prepared.train()).mean():,.0f}" in shown
     assert shown.count("\ndocument ") == 2
 

@@ -244,6 +244,7 @@ def test_a_mixture_is_read_and_judged_by_its_sources(
     assert (told["share/code"], told["share/lines"]) == (0.75, 0.25)
     for name in ("code", "lines"):
         assert last[f"data/epochs/{name}"] == told[f"epochs/{name}"] > 0
+        assert last[f"data/tokens/{name}"] == told[f"share/{name}"] * 20 * 128
     assert told["epochs"] * told["unique_tokens"] == pytest.approx(20 * 128)
     parts = 0.75 * last["val/loss/code"] + 0.25 * last["val/loss/lines"]
     assert last["val/loss"] == pytest.approx(parts)

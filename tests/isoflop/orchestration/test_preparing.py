@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +16,12 @@ import pytest
 from isoflop.data import scan
 from isoflop.data.options import Means, Options, Text
 from isoflop.data.prepare import prepare
+from isoflop.orchestration import preparing
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.preparing import runner
 
 SIDES = ("train", "validation")
+WORK = ("scan", "encode")
 
 
 def test_the_same_bits(
@@ -55,3 +62,39 @@ def test_an_error_arrives_as_it_was(ray_cluster: Resources, tmp_path: Path) -> N
     job = scan.Scan(unit, tmp_path / "on another node", signatures=False)
     with pytest.raises(ValueError, match="must be on storage that every node sees"):
         list(runner(ray_cluster)(scan.scan, [job]))
+
+
+def test_work_that_takes_its_process_down_is_told(
+    ray_cluster: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "RETRIES", 1)
+    with pytest.raises(ChildProcessError, match="lost a unit of the text 2 times"):
+        list(runner(ray_cluster)(_die, [1]))
+
+
+def _die(job: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_nodes_share_the_work_and_one_that_is_lost_is_made_up_for(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Two Ray nodes of a core each; one is killed once it has encoded some units."""
+    script = Path(__file__).with_name("run_prepared_by_nodes.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(corpus), str(tmp_path)],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = json.loads((tmp_path / "told.json").read_text())
+    scanned, encoded = ({node for stage, node in told["units"] if stage == s} for s in WORK)
+    assert len(scanned) == len(encoded) == 2, "each node did some of each"
+    last = [node for _, node in told["units"][-told["after"] :]]
+    assert told["after"] > 2 and told["lost"] not in last, "and went on without the lost one"
+    here = prepare(Text(**told["text"]), tmp_path / "here")
+    for side in SIDES:
+        for suffix in ("tokens", "ends", "json"):
+            there = tmp_path / "there" / here.fingerprint / f"{side}.{suffix}"
+            assert there.read_bytes() == (here.folder / f"{side}.{suffix}").read_bytes()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from isoflop.data import feed
+from isoflop.data.prepare import Prepared
 from isoflop.data.rows import Rows
 from isoflop.objectives import Batch
-from isoflop.run import Run
+from isoflop.run import Run, Text
 from isoflop.training.distributed import Ranks
 from isoflop.training.feeder import Feeder, ahead
 from isoflop.training.loop import Batches, Hooks, Inputs, Outcome, train
+from models import GPT2Config
 
 MakeRun = Callable[..., Run]
 MakeInputs = Callable[[Run], Inputs]
@@ -31,7 +36,7 @@ def feeders() -> list[threading.Thread]:
 
 
 def facts(outcome: Outcome) -> list[dict[str, float]]:
-    clocks = ("seconds", "tokens_per_second")
+    clocks = ("seconds", "tokens_per_second", "data/waited")
     return [{k: v for k, v in r.items() if k not in clocks} for r in outcome.progress.history]
 
 
@@ -57,6 +62,26 @@ def test_it_works_so_far_ahead_and_no_further() -> None:
         while len(made) < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
     assert made == [0, 1, 2]
+
+
+def test_waiting_is_counted_and_batches_made_ahead_cost_none() -> None:
+    def slow(step: int) -> Batch:
+        time.sleep(0.05)
+        return numbered(step)
+
+    with Feeder(slow, start=0, stop=4, ahead=0) as feeder:
+        for step in range(4):
+            feeder.batch(step)
+        assert feeder.waited >= 0.2
+    with Feeder(slow, start=0, stop=4, ahead=3) as feeder:
+        feeder.batch(0)
+        first = feeder.waited
+        assert first >= 0.05
+        while not all(one.done() for one in feeder._waiting):
+            time.sleep(0.01)  # the loop computes
+        for step in range(1, 4):
+            feeder.batch(step)
+        assert feeder.waited - first < 0.05
 
 
 def test_batches_are_framed_on_another_thread() -> None:
@@ -161,3 +186,25 @@ def test_batches_for_a_gpu_are_pinned() -> None:
     with Feeder(numbered, start=0, stop=2, device="cuda:0", ahead=2) as feeder:
         assert feeder.batch(0).targets.is_pinned()
         assert int(feeder.batch(1).to("cuda:0").targets) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", ["stream", "packed", "best-fit", "slide-in"])
+def test_a_gpu_does_not_wait_for_its_batches(
+    rows: Literal["stream", "packed", "best-fit", "slide-in"],
+    make_run: MakeRun,
+    make_inputs: MakeInputs,
+    bytes_text: Prepared,
+    tmp_path: Path,
+) -> None:
+    """The smallest model that anybody would put on one: no steps are shorter for their tokens."""
+    run = make_run(
+        GPT2Config(context=256, width=64, depth=2, heads=2),
+        data=Text(source="somewhere", tokenizer="bytes", validation=0.1, rows=rows),
+        batch_tokens=64 * 256,
+        tokens=400 * 64 * 256,
+    )
+    inputs = replace(make_inputs(run), batches=feed.batches(run, bytes_text))
+    history = train(run, inputs, Ranks(device="cuda:0"), tmp_path).progress.history
+    later = history[len(history) // 2 :]  # once kernels are chosen
+    assert statistics.median(record["data/waited"] for record in later) < 0.1, later

@@ -24,7 +24,7 @@ from models import ZOO
 from models.cache import KeyValueCache
 from models.interface import Config, FlopCount, Model, ParameterCount
 
-CLOCKS = {"seconds", "tokens_per_second"}
+CLOCKS = {"seconds", "tokens_per_second", "data/waited"}
 MakeRun = Callable[..., Run]
 MakeInputs = Callable[[Run], Inputs]
 MakeJob = Callable[..., Job]
@@ -396,6 +396,7 @@ def test_records_say_where_they_are(
     seconds = [r["seconds"] for r in history]
     assert seconds == sorted(seconds) and seconds[-1] > 0
     assert all(r["gradient_norm"] > 0 and r["tokens_per_second"] > 0 for r in history[1:])
+    assert all(0 < r["data/waited"] < 1 for r in history[1:])
 
 
 def test_the_first_loss_is_that_of_the_initial_weights(
