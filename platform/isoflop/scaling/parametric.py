@@ -25,7 +25,7 @@ from isoflop.scaling.optimum import Optimum, optimum
 from isoflop.scaling.pins import onto, pins_of
 from isoflop.scaling.refusals import refuse
 from isoflop.scaling.smooth import Smooth, SmoothForm
-from isoflop.scaling.starts import starts
+from isoflop.scaling.starts import MORE, STARTS, starts
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")  # of the form that is fitted without being asked
 BLOCK = 128  # resamples side by side: large enough for numpy, small enough for the cache
@@ -111,10 +111,10 @@ class ParametricFit:
         return residual
 
     def noise(self) -> Array:
-        """The residuals (n,), widened to what the free parameters took from them, without mean."""
+        """The residuals (n,), widened to what the free parameters took from them."""
         residual = self.residuals()
         freedom = max(self.points - self.free, 1)
-        widened: Array = (residual - residual.mean()) * np.sqrt(self.points / freedom)
+        widened: Array = residual * np.sqrt(self.points / freedom)
         return widened
 
 
@@ -274,13 +274,14 @@ def fit_centred(
     problem: PowerSum | Smooth
     if isinstance(form, SmoothForm):
         problem, begin = _extended(form, points, target, weights, objective)
+        few = len(begin)
     else:
-        problem = form.problem(points, target, objective)
-        begin = starts(problem, weights, tuple(range(len(form.terms))), form.axes(pins))
+        problem, few = form.problem(points, target, objective), STARTS
+        begin = starts(problem, weights, tuple(range(len(form.terms))), form.axes(pins), MORE)
     directions = None
     if pins:
         begin, directions = onto(form, begin, centre, pins)
-    found = polish(problem, weights[None], begin, directions)
+    found = _searched(problem, weights, begin, directions, few)
     best = int(found.value.argmin())
     theta = found.theta[best]
     level = found.value[best]
@@ -293,8 +294,8 @@ def fit_centred(
         boundary=tuple(
             name for name in boundaries(form, problem, theta[None], centre)[0] if name not in pins
         ),
-        starts=len(begin),
-        agreeing=int((found.value <= level * (1 + 1e-6)).sum()),
+        starts=len(found.value),
+        agreeing=_agreeing(found),
         converged=bool(found.converged[best]),
         problem=problem,
         weights=weights,
@@ -304,6 +305,21 @@ def fit_centred(
         pinned=pins,
         directions=directions,
     )
+
+
+def _searched(
+    problem: PowerSum | Smooth, weights: Array, begin: Array, directions: Array | None, few: int
+) -> Polished:
+    """From the `few` most promising starts; from all where at most half of those end together,
+    since the best of many ends may be missed by a few."""
+    found = polish(problem, weights[None], begin[:few], directions)
+    if few < len(begin) and 2 * _agreeing(found) <= few:
+        return polish(problem, weights[None], begin, directions)
+    return found
+
+
+def _agreeing(found: Polished) -> int:
+    return int((found.value <= found.value.min() * (1 + 1e-6)).sum())
 
 
 def _extended(
