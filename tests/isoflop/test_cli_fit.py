@@ -156,7 +156,11 @@ def test_rows_without_a_value_are_counted(csv: Csv, capsys: pytest.CaptureFixtur
     [
         (("--n", "weights"), {}, "--n: there is no column 'weights'. The table has params, tokens"),
         (("--by", "arch"), {}, "--by: there is no column 'arch'"),
-        ((), {"loss": 0.0}, "column 'loss' is 0 in row 0; values must be above 0 (20 such rows)"),
+        (
+            (),
+            {"loss": 0.0},
+            "column 'loss' is 0 in row 0; values must be above 0, or empty where they are not known (20 such rows)",
+        ),
         ((), {"tokens": "many"}, "column 'tokens' holds something other than numbers"),
         (("--objective", "l3"), {}, "objective is 'l3'; it must be one of huber, l1, l2"),
         (("--form", "cubic"), {}, "form is 'cubic'; it must be one of chinchilla, tied"),
