@@ -159,7 +159,7 @@ def test_rows_without_a_value_are_counted(csv: Csv, capsys: pytest.CaptureFixtur
         (
             (),
             {"loss": 0.0},
-            "column 'loss' is 0 in row 0; values must be above 0, or empty where they are not known (20 such rows)",
+            "values must be above 0, or empty where they are not known (20 such rows)",
         ),
         ((), {"tokens": "many"}, "column 'tokens' holds something other than numbers"),
         (("--objective", "l3"), {}, "objective is 'l3'; it must be one of huber, l1, l2"),

@@ -125,7 +125,7 @@ class Resampled:
     fit: ParametricFit
     theta: Array
     degenerate: int  # resamples without two sizes and two token counts, left out
-    unconverged: int = 0  # of theta, those still falling when their steps ran out
+    unconverged: int = 0  # of theta, those inside that still fell when their steps ran out
     at_boundary: int = 0  # of theta, those in which a term vanished or an exponent left its range
 
     def draws(self, parameter: str) -> Array:
@@ -225,6 +225,9 @@ def fit(
     refusal = refuse(points, len(law.coordinates) - len(pins))
     if refusal:
         return refusal
+    if not np.ptp(target):
+        why = f"all losses are {np.exp(target[0]):.4g}"
+        return Refusal("nothing to explain", why, "add runs of more or less compute")
     if law.name == "repetition" and not (points.u < points.y - 1e-9).any():
         why = "no run read a token twice"
         return Refusal("nothing repeated", why, "add runs of several epochs, or give `unique`")
@@ -370,25 +373,29 @@ def bootstrap(
 def _resampled(
     fit: ParametricFit, weights: Array, degenerate: int, targets: Array | None = None
 ) -> Resampled:
-    theta, unconverged = refit(fit, weights, targets)
+    theta, converged = refit(fit, weights, targets)
     named = boundaries(fit.form, fit.problem, theta, fit.centre)
-    touched = sum(bool(set(names) - set(fit.pinned)) for names in named)
-    return Resampled(fit, theta, degenerate, unconverged, touched)
+    touched = np.array([bool(set(names) - set(fit.pinned)) for names in named])
+    # A term that vanishes falls without end: that it is at its boundary says all of it.
+    lost = int((~converged & ~touched).sum())
+    return Resampled(fit, theta, degenerate, lost, int(touched.sum()))
 
 
-def refit(fit: ParametricFit, weights: Array, targets: Array | None = None) -> tuple[Array, int]:
-    """theta (R, P) for weights and targets (R, n), each from the point fit, and how many did not
-    converge."""
+def refit(
+    fit: ParametricFit, weights: Array, targets: Array | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
+    """theta (R, P) for weights and targets (R, n), each from the point fit, and which of them
+    converged."""
     tried = [_refit(fit, weights, targets, pattern) for pattern in patterns(fit.bounds)]
     if len(tried) == 1:
-        return tried[0].theta, int((~tried[0].converged).sum())
+        return tried[0].theta, tried[0].converged
     value = np.array([
         np.where(within(fit.form, each.theta, fit.centre, fit.bounds), each.value, np.inf)
         for each in tried
     ])  # fmt: skip
     best, rows = value.argmin(axis=0), np.arange(len(weights))
     theta = np.array([each.theta for each in tried])[best, rows]
-    return theta, int((~np.array([each.converged for each in tried])[best, rows]).sum())
+    return theta, np.array([each.converged for each in tried])[best, rows]
 
 
 def _refit(
