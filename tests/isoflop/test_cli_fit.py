@@ -40,7 +40,7 @@ def csv(tmp_path: Path) -> Csv:
 
 def fit(path: Path, *words: str) -> int:
     with pytest.raises(SystemExit) as end:
-        cli.main(["fit", str(path), "--resamples", "20", *words])
+        cli.main(["fit", str(path), "--resamples", "20", "--no-report", *words])
     return int(str(end.value.code))
 
 
@@ -156,7 +156,11 @@ def test_rows_without_a_value_are_counted(csv: Csv, capsys: pytest.CaptureFixtur
     [
         (("--n", "weights"), {}, "--n: there is no column 'weights'. The table has params, tokens"),
         (("--by", "arch"), {}, "--by: there is no column 'arch'"),
-        ((), {"loss": 0.0}, "column 'loss' is 0 in row 0; values must be above 0 (20 such rows)"),
+        (
+            (),
+            {"loss": 0.0},
+            "values must be above 0, or empty where they are not known (20 such rows)",
+        ),
         ((), {"tokens": "many"}, "column 'tokens' holds something other than numbers"),
         (("--objective", "l3"), {}, "objective is 'l3'; it must be one of huber, l1, l2"),
         (("--form", "cubic"), {}, "form is 'cubic'; it must be one of chinchilla, tied"),
@@ -230,6 +234,22 @@ def test_whole_numbers_whose_product_overflows(
     laws = objects(capsys)
     assert laws[0]["optimum"]["C"] == pytest.approx(6e27)
     assert laws[1]["alpha"] == pytest.approx(0.34, rel=1e-2)
+
+
+def test_the_report_is_written_without_being_asked_for(
+    csv: Csv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = csv(noise=0.003)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fit", path.name, "--form", "tied", "--resamples", "20"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and "report: runs-laws/report.html" in shown
+    assert "the form tied predicts larger runs best: each budget from all smaller ones" in shown
+    page = (tmp_path / "runs-laws" / "report.html").read_text()
+    assert "width=device-width" in page and "<td>alpha</td>" in page
+    assert "By it 6e20 FLOPs are best spent on" in page
+    assert fit(path, "--json") == 0 and not (tmp_path / "laws.json").exists()
 
 
 def test_neither_torch_nor_ray_is_imported(csv: Csv, tmp_path: Path) -> None:

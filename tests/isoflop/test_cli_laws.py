@@ -15,7 +15,7 @@ from isoflop import cli
 
 def fit(*words: str) -> int:
     with pytest.raises(SystemExit) as end:
-        cli.main(["fit", *words, "--resamples", "30"])
+        cli.main(["fit", *words, "--resamples", "30", "--no-report"])
     return int(str(end.value.code))
 
 

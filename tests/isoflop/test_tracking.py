@@ -319,5 +319,6 @@ def test_laws_are_fitted_from_an_experiment(
             tracker.end(key, "finished", {"loss": loss}, [])
     tracker.close()
     with pytest.raises(SystemExit) as end:
-        cli.main(["fit", f"mlflow:{store}#laws", "--form", "chinchilla", "--resamples", "20"])
+        words = ["--form", "chinchilla", "--resamples", "20", "--no-report"]
+        cli.main(["fit", f"mlflow:{store}#laws", *words])
     assert end.value.code == 0 and "12 runs of laws" in capsys.readouterr().out

@@ -14,11 +14,12 @@ import numpy as np
 
 from isoflop.planning.rates import BATCH, RATE, Rates, best, learn
 from isoflop.planning.shapes import size
-from isoflop.scaling.columns import ONE_FAMILY, Columns, read, runs
+from isoflop.scaling.columns import ONE_FAMILY, Columns, runs
 from isoflop.scaling.forms import CHINCHILLA, Points
 from isoflop.scaling.gain import USUAL_EXPONENT, USUAL_NOISE, Belief, believe
 from isoflop.scaling.interval import Array, compact
 from isoflop.scaling.ranking import TOKENS_PER_PARAMETER
+from isoflop.scaling.reading import read
 from models.interface import Config
 
 FAMILY = "axis.arch"

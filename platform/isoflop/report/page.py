@@ -212,5 +212,5 @@ def _safe_json(value: object) -> Any:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling import checks
+from isoflop.scaling import checks, naming, reading
 from isoflop.scaling.interval import Array, Refusal
+from isoflop.scaling.naming import column, factor, there
 
 RULE_FLOPS = "6ND"
 RULE_TOKENS = "C/6N"
 ONE_FAMILY = "all runs"
-
-# Names under which published tables hold each quantity, the first that is there wins.
-USUAL: Mapping[str, tuple[str, ...]] = {
-    "n": (
-        "params", "N", "n", "n_params", "num_params", "parameters", "model_size", "Model Size",
-        "params_without_input_embedding", "params_all", "size",
-    ),
-    "d": (
-        "tokens", "D", "d", "n_tokens", "num_tokens", "training_tokens", "Training Tokens",
-        "train_tokens",
-    ),
-    "loss": ("loss", "L", "final_loss", "val_loss", "validation_loss", "eval_loss"),
-    "c": ("flops", "C", "c", "compute", "FLOPs", "training_flops", "Training FLOP", "budget"),
-}  # fmt: skip
-MEANING = {"n": "parameters", "d": "tokens", "loss": "loss", "c": "compute"}
+MOST_ROWS = 6  # that a note names
 
 
 @dataclass(frozen=True)
@@ -68,30 +54,9 @@ class Runs:
         return sorted(self.frame["family"].unique())
 
 
-def read(path: Path) -> pd.DataFrame:
-    """A table of runs from .csv, .tsv, .jsonl or .parquet. Raises ValueError."""
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    kind = path.suffix.lower()
-    try:
-        if kind in (".csv", ".tsv"):
-            table = pd.read_csv(path, sep="\t" if kind == ".tsv" else ",")
-        elif kind == ".jsonl":
-            table = pd.read_json(path, lines=True)
-        elif kind == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            raise ValueError("it must end in .csv, .tsv, .jsonl or .parquet")
-    except (ValueError, OSError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-    if not len(table):
-        raise ValueError(f"{path} has no rows")
-    return table
-
-
 def runs(table: pd.DataFrame, columns: Columns, drop: int = 0) -> Runs:
     """The rows that can be fitted. Raises ValueError for a column that is not there, for text, and
-    for a value of 0 or below; rows with a missing value are left out and counted."""
+    for a value of 0 or below; rows with a missing value are left out and named."""
     if drop < 0:
         raise ValueError(f"drop is {drop}; it must be at least 0")
     notes: list[str] = []
@@ -99,18 +64,16 @@ def runs(table: pd.DataFrame, columns: Columns, drop: int = 0) -> Runs:
     table = _finished(table, notes)
     names = _names(table, columns, notes)
     frame = _numbers_of(table, names, columns)
-    complete = frame.notna().all(axis=1)
-    if not complete.all():
-        notes.append(f"{int((~complete).sum())} of {len(frame)} rows lack a value and are left out")
-    frame = frame[complete]
+    frame = _complete(frame, names, notes)
     frame["family"] = frame["family"].astype(str)
     for role, name in names.items():
         _above_zero(frame[role], name)
-    frame = _rules(frame, columns).assign(**_planned(table, columns, frame.index))
+    frame = _rules(frame, names).assign(**_planned(table, columns, frame.index))
     refusals = [_lost(whole, names)]
     if not columns.midway:
         frame, early = checks.shortfall(frame)
         refusals += [early, checks.betrayed(frame) if len(frame) else None]
+        notes += _alike(frame)
     kept = _without_highest(frame, drop)
     if len(kept) < len(frame):
         notes.append(f"{len(frame) - len(kept)} rows with the highest losses are dropped")
@@ -120,28 +83,56 @@ def runs(table: pd.DataFrame, columns: Columns, drop: int = 0) -> Runs:
 
 def _numbers_of(table: pd.DataFrame, names: Mapping[str, str], columns: Columns) -> pd.DataFrame:
     """A column of floats per role, and which family and run each row is of."""
-    numbers = {role: _numbers(table, name) for role, name in names.items()}
+    numbers = {role: reading.numbers(table, name, factor(name)) for role, name in names.items()}
     frame = pd.DataFrame(numbers, index=table.index)
-    frame["family"] = ONE_FAMILY if columns.by is None else table[_there(table, columns.by, "by")]
+    frame["family"] = ONE_FAMILY if columns.by is None else table[there(table, columns.by, "by")]
     if columns.run is not None:
-        frame["run"] = table[_there(table, columns.run, "run")].astype(str)
+        frame["run"] = table[there(table, columns.run, "run")].astype(str)
     return frame
+
+
+def _complete(frame: pd.DataFrame, names: Mapping[str, str], notes: list[str]) -> pd.DataFrame:
+    """The rows with all values; of the others the note says what they lack."""
+    gone = frame[frame.isna().any(axis=1)]
+    if len(gone):
+        said = {
+            row: ", ".join(names.get(str(role), str(role)) for role in lacks[lacks].index)
+            for row, lacks in gone.head(MOST_ROWS).isna().iterrows()
+        }
+        shown = [f"row {row} ({what})" for row, what in said.items()]
+        more = f" and {len(gone) - MOST_ROWS} more" if len(gone) > MOST_ROWS else ""
+        notes.append(f"{len(gone)} of {len(frame)} rows lack a value and are left out: "
+                     f"{', '.join(shown)}{more}")  # fmt: skip
+    return frame.drop(index=gone.index)
+
+
+def _alike(frame: pd.DataFrame) -> list[str]:
+    """Rows that say the same twice are more likely copied than measured."""
+    again = int(frame.duplicated(["family", "size", "tokens", "loss"]).sum())
+    if not again:
+        return []
+    rows = "1 row repeats another's" if again == 1 else f"{again} rows repeat others'"
+    return [f"{rows} size, tokens and loss exactly; each counts as a run"]
 
 
 def _planned(table: pd.DataFrame, columns: Columns, rows: pd.Index) -> dict[str, Array]:
     """The tokens that each run was planned for, nan where that is not known."""
     usual = next((name for name in checks.PLANNED if name in table), None)
-    name = usual if columns.planned is None else _there(table, columns.planned, "planned")
-    return {} if name is None else {"planned": _numbers(table.loc[rows], name)}
+    name = usual if columns.planned is None else there(table, columns.planned, "planned")
+    return {} if name is None else {"planned": reading.numbers(table.loc[rows], name)}
 
 
 def _lost(table: pd.DataFrame, names: Mapping[str, str]) -> Refusal | None:
-    """The cells of runs that diverged or failed, where a column `status` tells of them."""
-    if "status" not in table or not {"size", "tokens"} <= set(names):
+    """The cells of runs that diverged or failed, where a column `status`, or a word in the place
+    of a number for the loss, tells of them."""
+    if not {"size", "tokens"} <= set(names):
         return None
-    size, tokens = (_numbers(table, names[role]) for role in ("size", "tokens"))
-    words = [str(word).lower() for word in table["status"]]
-    return checks.lost(table, np.where(size > 0, size, np.nan), tokens, words)
+    empty = pd.Series("", index=table.index)
+    words = table["status"].astype(str).str.lower() if "status" in table else empty
+    told = table[names["loss"]]
+    words = words.where(~told.map(reading.lost), told.astype(str).str.strip().str.lower())
+    size, tokens = (reading.numbers(table, names[k], factor(names[k])) for k in ("size", "tokens"))
+    return checks.lost(table, np.where(size > 0, size, np.nan), tokens, list(words))
 
 
 def _finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -156,68 +147,40 @@ def _finished(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 def _names(table: pd.DataFrame, columns: Columns, notes: list[str]) -> dict[str, str]:
     """Role -> column; roles that a rule fills are not in it."""
-    given = {"size": ("n", columns.n), "tokens": ("d", columns.d), "loss": ("loss", columns.loss)}
-    found = {}
-    for role, (option, name) in given.items():
-        if not (role == "tokens" and name == RULE_TOKENS):
-            found[role] = _column(table, option, name, notes)
+    found = {"size": column(table, "n", columns.n, notes)}
+    known = naming.found(table, "c")
     by_rule = columns.c in (None, RULE_FLOPS)
-    if columns.d == RULE_TOKENS:
-        found["flops"] = _column(table, "c", None if by_rule else columns.c, notes)
+    divided = columns.d == RULE_TOKENS
+    if columns.d is None and known and naming.found(table, "d") is None:
+        divided = True
+        notes.append(f"no column has a usual name for tokens: by the rule {RULE_TOKENS}")
+    if not divided:
+        found["tokens"] = column(table, "d", columns.d, notes)
+    found["loss"] = column(table, "loss", columns.loss, notes)
+    if divided:
+        found["flops"] = column(table, "c", None if by_rule else columns.c, notes)
     elif not by_rule:
-        found["flops"] = _column(table, "c", columns.c, notes)
+        found["flops"] = column(table, "c", columns.c, notes)
+    elif known:
+        notes.append(f"compute by the rule {RULE_FLOPS}; --c {known!r} would take that column")
     extras = (("weight", columns.weights), ("unique", columns.unique), ("rate", columns.rate))
     for role, extra in extras:
         if extra is not None:
-            found[role] = _there(table, extra, role)
+            found[role] = there(table, extra, role)
     return found
-
-
-def _column(table: pd.DataFrame, option: str, name: str | None, notes: list[str]) -> str:
-    if name is not None:
-        return _there(table, name, option)
-    for usual in USUAL[option]:
-        if usual in table:
-            notes.append(f"{MEANING[option]} from column {usual!r}")
-            return usual
-    raise ValueError(
-        f"no column has a usual name for {MEANING[option]}; name it with --{option}. {_has(table)}"
-    )
-
-
-def _there(table: pd.DataFrame, name: str, option: str) -> str:
-    if name not in table:
-        raise ValueError(f"--{option}: there is no column {name!r}. {_has(table)}")
-    return name
-
-
-def _has(table: pd.DataFrame) -> str:
-    names: Sequence[str] = [str(name) for name in table.columns]
-    more = f" and {len(names) - 30} more" if len(names) > 30 else ""
-    return f"The table has {', '.join(names[:30])}{more}"
-
-
-def _numbers(table: pd.DataFrame, name: str) -> Array:
-    """The column as floats, since 6ND overflows int64 above 9.2e18 FLOPs."""
-    try:
-        values = pd.to_numeric(table[name]).to_numpy(dtype=float, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"column {name!r} holds something other than numbers: {error}") from error
-    numbers: Array = np.where(np.isinf(values), np.nan, values)
-    return numbers
 
 
 def _above_zero(values: pd.Series, name: str) -> None:
     bad = values[~(values > 0)]
     if len(bad):
         raise ValueError(
-            f"column {name!r} is {bad.iloc[0]:g} in row {bad.index[0]}; values must be above 0"
-            f" ({len(bad)} such rows)"
+            f"column {name!r} is {bad.iloc[0]:g} in row {bad.index[0]}; values must be above 0, "
+            f"or empty where they are not known ({len(bad)} such row{'s' * (len(bad) != 1)})"
         )
 
 
-def _rules(frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    if columns.d == RULE_TOKENS:
+def _rules(frame: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    if "tokens" not in names:
         frame = frame.assign(tokens=frame["flops"] / (6.0 * frame["size"]))
     if "flops" not in frame:
         frame = frame.assign(flops=6.0 * frame["size"] * frame["tokens"])

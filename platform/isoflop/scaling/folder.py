@@ -17,6 +17,7 @@ import pandas as pd
 from isoflop.scaling.envelope import Envelope, curves
 from isoflop.scaling.files import put
 from isoflop.scaling.findings import Findings, history, settings
+from isoflop.scaling.gist import gist
 from isoflop.scaling.parametric import Resampled
 from isoflop.scaling.records import records
 from isoflop.scaling.sensitivity import Setting, lines
@@ -31,9 +32,17 @@ if TYPE_CHECKING:
     from isoflop.scaling.sources import Source
 
 STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#202124}"
-    "pre{background:#f6f8fa;padding:1em;overflow-x:auto}img{max-width:100%}"
+    "body{font:16px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#202124}"
+    "pre{background:#f6f8fa;padding:1em;overflow-x:auto;font-size:13px}img{max-width:100%}"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;margin:1em 0}"
+    "th,td{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}"
+    "th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}h1{overflow-wrap:anywhere}"
 )
+HEAD = (
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+)
+DPI = 200  # of print
 
 
 def write(
@@ -58,13 +67,18 @@ def write(
         pictures.append(_kept(folder, name, image))
     others = [_kept(folder, name, _png(figure)) for name, figure in _further(found, source, more)]
     shown = html.escape("\n".join([text(question, source, table, laws, found), *more.lines]))
+    families = dict.fromkeys(law.family for law in laws)
+    short = [gist([law for law in laws if law.family == family]) for family in families]
     page = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(source.name)}</title>'
+        f"{HEAD}<title>{html.escape(source.name)}</title>"
         f"<style>{STYLE}</style><h1>Laws of {html.escape(source.name)}</h1>"
-        f"<pre>{shown}</pre>{''.join(pictures)}"
+        f"{''.join(f'<p>{html.escape(each)}</p>' for each in short)}"
+        f"<h2>Parameters with 95 % intervals</h2>{_table(_parameters(laws))}"
+        f"<h2>The laws against the runs</h2>{''.join(pictures)}"
         "<p>Left: points on the line are runs the law describes exactly. Right: a trend would mean "
         "that the law has the wrong form.</p>"
-        f"{''.join(others)}<h2>What moves with choices</h2>{_choices(moved)}"
+        f"{''.join(others)}<h2>All that is known</h2><pre>{shown}</pre>"
+        f"<h2>What moves with choices</h2>{_choices(moved)}"
     )
     return put(folder / "report.html", page.encode())
 
@@ -74,7 +88,7 @@ def write_said(folder: Path, name: str, found: Said) -> Path:
     put(folder / "laws.json", json.dumps(found.records, indent=1, allow_nan=False).encode())
     title, shown = html.escape(name), html.escape("\n".join(found.lines))
     page = (
-        f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"{HEAD}<title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1><pre>{shown}</pre>"
         + "".join(_kept(folder, name, _png(draw())) for name, draw in found.figures.items())
     )
@@ -120,6 +134,23 @@ def _parameters(laws: list[Law]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def _table(parameters: pd.DataFrame) -> str:
+    """As HTML, numbers with four digits."""
+    if not len(parameters):
+        return "<p>No form has a law.</p>"
+    heads = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in parameters)
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(f'{cell:.4g}' if isinstance(cell, float) else str(cell))}</td>"
+            for cell in row
+        )
+        + "</tr>"
+        for row in parameters.itertuples(index=False)
+    )
+    return f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
+
+
 def _residuals(table: Runs, laws: list[Law]) -> pd.DataFrame:
     """Each run with the loss that each form predicts for it."""
     frame = table.frame.copy()
@@ -139,7 +170,7 @@ def _pictures(laws: list[Law]) -> dict[str, bytes]:
         fits = {
             x.family: x.law.fit for x in laws if x.form == form and isinstance(x.law, Resampled)
         }
-        figure = plots.parametric(fits)
+        figure = plots.parametric(fits, unit="as in the table")
         if figure is not None:
             found[form] = _png(figure)
     return found
@@ -171,5 +202,5 @@ def _kept(folder: Path, name: str, image: bytes) -> str:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

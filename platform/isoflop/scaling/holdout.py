@@ -19,6 +19,7 @@ from isoflop.scaling.parametric import ParametricFit, Resampled, bootstrap
 APART = 1.1  # budgets differ by at least this factor
 GROUPS = 8  # of equal numbers of runs, where compute has no clear budgets
 MOST_BUDGETS = 16
+FAILED = 10.0  # times as far off as half of its origin: a run that failed, not scatter
 Fitter = Callable[[NDArray[np.bool_]], ParametricFit | Refusal]
 
 
@@ -194,6 +195,8 @@ def widening(excess: Sequence[Array]) -> float:
     """The factor that would have held 95 % of the runs at each of these origins, at least 1.
 
     Runs of one origin share the error of one law, so origins, not runs, are what the next one is
-    like: the largest of their 95 % quantiles is taken.
+    like: the largest of their 95 % quantiles is taken. One failed run would make it meaningless,
+    so those are left out of it.
     """
-    return max(1.0, *(float(np.quantile(each, LEVEL)) for each in excess))
+    kept = [each[each <= FAILED * max(float(np.median(each)), 1.0)] for each in excess]
+    return max(1.0, *(float(np.quantile(each, LEVEL)) for each in kept))

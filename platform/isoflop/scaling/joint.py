@@ -224,16 +224,17 @@ def bootstrap_together(
         counts[:, rows] = random.multinomial(
             len(rows), np.full(len(rows), 1 / len(rows)), resamples
         )
-    blocks, unconverged = [], 0
+    blocks, settled = [], []
     for first in range(0, resamples, BLOCK):
         weights = counts[first : first + BLOCK] * joint.weights
         found = polish(joint.problem, weights, np.repeat(joint.theta[None], len(weights), axis=0))
         blocks.append(found.theta)
-        unconverged += int((~found.converged).sum())
-    theta = np.concatenate(blocks)
-    views = {}
+        settled.append(found.converged)
+    theta, converged, views = np.concatenate(blocks), np.concatenate(settled), {}
     for name, fit in joint.fits.items():
         own = theta[:, joint.places[name]]
         named = boundaries(fit.form, fit.problem, own, fit.centre)
-        views[name] = Resampled(fit, own, 0, unconverged, sum(bool(n) for n in named))
+        touched = np.array([bool(each) for each in named])
+        lost = int((~converged & ~touched).sum())
+        views[name] = Resampled(fit, own, 0, lost, int(touched.sum()))
     return views

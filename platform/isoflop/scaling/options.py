@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +49,11 @@ def register(fit: argparse.ArgumentParser, experiment: Experiment | None = None)
     add(
         "--target", type=float, metavar="C", help="FLOPs to optimise for (default: the largest run)"
     )
-    add("--out", type=Path, metavar="FOLDER", help="also write a report there")
-    add("--json", action="store_true", help="print one JSON object per line and form instead")
+    add("--out", type=Path, metavar="FOLDER",
+        help="of the report (default: NAME-laws here, or laws in a study's folder)")  # fmt: skip
+    add("--no-report", action="store_true", help="print only")
+    add("--json", action="store_true",
+        help="print one JSON object per line and form instead; writes with --out only")  # fmt: skip
     _other_laws(fit)
     fit.set_defaults(act=act, experiment=experiment)
 
@@ -66,6 +71,21 @@ def _other_laws(fit: argparse.ArgumentParser) -> None:
     add("--rates", action="store_true", help="the metrics are rates between 0 and 1")
     add("--floor", type=float, help="what the metrics tend to, such as human text's value")
     add("--against", default="flops", help="of --metric: flops (default) or loss")
+
+
+def folder(options: argparse.Namespace) -> Path | None:
+    """Where the report goes; None: nowhere, since none is wanted or the place cannot be written."""
+    if options.out is not None or options.json or options.no_report:
+        out: Path | None = options.out
+        return out
+    where = Path(options.where)
+    name = options.where.rpartition("#")[2] if options.where.startswith("mlflow:") else where.name
+    there = where / "laws" if where.is_dir() else Path(f"{name.partition('.')[0] or 'runs'}-laws")
+    if not os.access(there.parent, os.W_OK):
+        print(f"no report: {there.absolute()} cannot be written; --out names another folder",
+              file=sys.stderr)  # fmt: skip
+        return None
+    return there
 
 
 def act(options: argparse.Namespace) -> int:
@@ -114,4 +134,4 @@ def act(options: argparse.Namespace) -> int:
         bounds=parse(options.bound),
         shared=tuple(dict.fromkeys(options.share)),
     )
-    return show(question, as_json=options.json, out=options.out, experiment=options.experiment)
+    return show(question, as_json=options.json, out=folder(options), experiment=options.experiment)

@@ -25,7 +25,7 @@ from isoflop.scaling.optimum import Optimum, optimum
 from isoflop.scaling.pins import onto, pins_of
 from isoflop.scaling.refusals import refuse
 from isoflop.scaling.smooth import Smooth, SmoothForm
-from isoflop.scaling.starts import starts
+from isoflop.scaling.starts import MORE, STARTS, starts
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")  # of the form that is fitted without being asked
 BLOCK = 128  # resamples side by side: large enough for numpy, small enough for the cache
@@ -111,10 +111,10 @@ class ParametricFit:
         return residual
 
     def noise(self) -> Array:
-        """The residuals (n,), widened to what the free parameters took from them, without mean."""
+        """The residuals (n,), widened to what the free parameters took from them."""
         residual = self.residuals()
         freedom = max(self.points - self.free, 1)
-        widened: Array = (residual - residual.mean()) * np.sqrt(self.points / freedom)
+        widened: Array = residual * np.sqrt(self.points / freedom)
         return widened
 
 
@@ -125,7 +125,7 @@ class Resampled:
     fit: ParametricFit
     theta: Array
     degenerate: int  # resamples without two sizes and two token counts, left out
-    unconverged: int = 0  # of theta, those still falling when their steps ran out
+    unconverged: int = 0  # of theta, those inside that still fell when their steps ran out
     at_boundary: int = 0  # of theta, those in which a term vanished or an exponent left its range
 
     def draws(self, parameter: str) -> Array:
@@ -225,6 +225,9 @@ def fit(
     refusal = refuse(points, len(law.coordinates) - len(pins))
     if refusal:
         return refusal
+    if not np.ptp(target):
+        why = f"all losses are {np.exp(target[0]):.4g}"
+        return Refusal("nothing to explain", why, "add runs of more or less compute")
     if law.name == "repetition" and not (points.u < points.y - 1e-9).any():
         why = "no run read a token twice"
         return Refusal("nothing repeated", why, "add runs of several epochs, or give `unique`")
@@ -274,13 +277,14 @@ def fit_centred(
     problem: PowerSum | Smooth
     if isinstance(form, SmoothForm):
         problem, begin = _extended(form, points, target, weights, objective)
+        few = len(begin)
     else:
-        problem = form.problem(points, target, objective)
-        begin = starts(problem, weights, tuple(range(len(form.terms))), form.axes(pins))
+        problem, few = form.problem(points, target, objective), STARTS
+        begin = starts(problem, weights, tuple(range(len(form.terms))), form.axes(pins), MORE)
     directions = None
     if pins:
         begin, directions = onto(form, begin, centre, pins)
-    found = polish(problem, weights[None], begin, directions)
+    found = _searched(problem, weights, begin, directions, few)
     best = int(found.value.argmin())
     theta = found.theta[best]
     level = found.value[best]
@@ -293,8 +297,8 @@ def fit_centred(
         boundary=tuple(
             name for name in boundaries(form, problem, theta[None], centre)[0] if name not in pins
         ),
-        starts=len(begin),
-        agreeing=int((found.value <= level * (1 + 1e-6)).sum()),
+        starts=len(found.value),
+        agreeing=_agreeing(found),
         converged=bool(found.converged[best]),
         problem=problem,
         weights=weights,
@@ -304,6 +308,21 @@ def fit_centred(
         pinned=pins,
         directions=directions,
     )
+
+
+def _searched(
+    problem: PowerSum | Smooth, weights: Array, begin: Array, directions: Array | None, few: int
+) -> Polished:
+    """From the `few` most promising starts; from all where at most half of those end together,
+    since the best of many ends may be missed by a few."""
+    found = polish(problem, weights[None], begin[:few], directions)
+    if few < len(begin) and 2 * _agreeing(found) <= few:
+        return polish(problem, weights[None], begin, directions)
+    return found
+
+
+def _agreeing(found: Polished) -> int:
+    return int((found.value <= found.value.min() * (1 + 1e-6)).sum())
 
 
 def _extended(
@@ -354,25 +373,29 @@ def bootstrap(
 def _resampled(
     fit: ParametricFit, weights: Array, degenerate: int, targets: Array | None = None
 ) -> Resampled:
-    theta, unconverged = refit(fit, weights, targets)
+    theta, converged = refit(fit, weights, targets)
     named = boundaries(fit.form, fit.problem, theta, fit.centre)
-    touched = sum(bool(set(names) - set(fit.pinned)) for names in named)
-    return Resampled(fit, theta, degenerate, unconverged, touched)
+    touched = np.array([bool(set(names) - set(fit.pinned)) for names in named])
+    # A term that vanishes falls without end: that it is at its boundary says all of it.
+    lost = int((~converged & ~touched).sum())
+    return Resampled(fit, theta, degenerate, lost, int(touched.sum()))
 
 
-def refit(fit: ParametricFit, weights: Array, targets: Array | None = None) -> tuple[Array, int]:
-    """theta (R, P) for weights and targets (R, n), each from the point fit, and how many did not
-    converge."""
+def refit(
+    fit: ParametricFit, weights: Array, targets: Array | None = None
+) -> tuple[Array, NDArray[np.bool_]]:
+    """theta (R, P) for weights and targets (R, n), each from the point fit, and which of them
+    converged."""
     tried = [_refit(fit, weights, targets, pattern) for pattern in patterns(fit.bounds)]
     if len(tried) == 1:
-        return tried[0].theta, int((~tried[0].converged).sum())
+        return tried[0].theta, tried[0].converged
     value = np.array([
         np.where(within(fit.form, each.theta, fit.centre, fit.bounds), each.value, np.inf)
         for each in tried
     ])  # fmt: skip
     best, rows = value.argmin(axis=0), np.arange(len(weights))
     theta = np.array([each.theta for each in tried])[best, rows]
-    return theta, int((~np.array([each.converged for each in tried])[best, rows]).sum())
+    return theta, np.array([each.converged for each in tried])[best, rows]
 
 
 def _refit(

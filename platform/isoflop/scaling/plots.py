@@ -110,6 +110,14 @@ def _isoflop(ax: Axes, minimum: Minimum, size: Array, loss: Array, colour: Colou
     )
 
 
+EQUATIONS = {
+    "chinchilla": r"$L = E + A\,N^{-\alpha} + B\,D^{-\beta}$",
+    "tied": r"$L = E + A\,N^{-\alpha} + B\,D^{-\alpha}$",
+    "kaplan": r"$L = [(N_c/N)^{\alpha_N/\alpha_D} + D_c/D]^{\alpha_D}$",
+    "gadre": r"$L = E + (a\,M^\eta + b\,M^{-\eta})\,C^{-\eta}$",
+}
+
+
 def parametric(fits: Mapping[str, ParametricFit], *, unit: str = NATS) -> Figure | None:
     """The law's loss against the measured one, and what it leaves unexplained."""
     if not fits:
@@ -127,7 +135,8 @@ def parametric(fits: Mapping[str, ParametricFit], *, unit: str = NATS) -> Figure
         right.scatter(size, residual, s=20, color=colour, marker=marker, label=name)
     left.plot([min(ends), max(ends)], [min(ends), max(ends)], color=GREY, linewidth=1)
     left.set(xlabel=f"measured loss ({unit})", ylabel="loss by the law")
-    left.set_title(r"$L = E + A\,N^{-\alpha} + B\,D^{-\beta}$ against the runs")
+    form = next(iter(fits.values())).form.name
+    left.set_title(f"{EQUATIONS.get(form, f'The form {form}')} against the runs")
     left.legend(frameon=False)
     right.axhline(0, color=GREY, linewidth=1)
     right.set(xscale="log", xlabel="parameters N", ylabel="law less measured loss (%)")

@@ -14,7 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from isoflop.scaling.columns import RULE_FLOPS, USUAL, Columns, read
+from isoflop.scaling import naming
+from isoflop.scaling.columns import RULE_FLOPS, Columns
+from isoflop.scaling.reading import read
 
 RUNS = "runs.parquet"
 FAMILY = "axis.arch"  # the axis by which a study's runs are told apart, where it has one
@@ -136,7 +138,9 @@ def _long(name: str, table: pd.DataFrame, columns: Columns) -> Source:
     if run not in table:
         raise ValueError(f"--run: there is no column {run!r}")
     chosen = replace(columns, run=run)
-    by = next((clock for clock in (columns.d, *USUAL["d"], "step") if clock in table), None)
+    by = next(
+        (clock for clock in (columns.d, naming.found(table, "d"), "step") if clock in table), None
+    )
     ordered = table if by is None else table.sort_values(by, kind="stable")
     ends = ordered.groupby(run, sort=False).tail(1).sort_index()
     begun = table if by is None else table[table[by] != 0]  # nothing was spent before a first step

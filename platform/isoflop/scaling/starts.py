@@ -16,12 +16,17 @@ from isoflop.scaling.minimise import PowerSum, evaluate
 
 GRID = 24  # cells per axis of the grid
 STARTS = 8  # cells that are polished
+MORE = 64  # where most of those end in different places
 
 
 def starts(
-    problem: PowerSum, weights: Array, coefficients: tuple[int, ...], axes: dict[int, Array]
+    problem: PowerSum,
+    weights: Array,
+    coefficients: tuple[int, ...],
+    axes: dict[int, Array],
+    count: int = STARTS,
 ) -> Array:
-    """The most promising cells of the grid as theta (STARTS, P), best first.
+    """The `count` most promising cells of the grid as theta (count, P), best first.
 
     `coefficients`: the parameter that is the logarithm of each term's coefficient; `axes`: the
     values to try for each other parameter. Local minima of the grid come before the neighbours of
@@ -36,7 +41,7 @@ def starts(
     around = tuple(range(-len(shape), 0))
     lowest = (windows.min(axis=around) == value.reshape(shape)).ravel()
     order = np.lexsort((value, ~lowest))
-    chosen: Array = theta[order[:STARTS]]
+    chosen: Array = theta[order[:count]]
     return chosen
 
 

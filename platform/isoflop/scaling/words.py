@@ -12,6 +12,7 @@ from isoflop.scaling.columns import Runs
 from isoflop.scaling.contours import agreement
 from isoflop.scaling.contours import lines as lines_of_minima
 from isoflop.scaling.findings import Findings
+from isoflop.scaling.gist import gist, wrapped
 from isoflop.scaling.holdout import Score
 from isoflop.scaling.interval import Interval, Refusal, compact, scientific
 from isoflop.scaling.objective import Objective
@@ -42,6 +43,7 @@ def text(
         lines += ["", *_paragraph(law, len(table.families) > 1)]
     for each in found:
         lines += [*_minima(each), *_envelope(each)]
+        lines += ["", *wrapped(gist([law for law in laws if law.family == each.family]))]
     return "\n".join(lines)
 
 

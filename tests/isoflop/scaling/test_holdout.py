@@ -133,3 +133,24 @@ def test_published_runs_ask_for_wider_intervals(published: pd.DataFrame) -> None
     found = summary(after, before)
     assert found.covered is not None and found.calibrated is not None
     assert found.covered < 0.92 < found.calibrated
+
+
+def test_one_failed_run_makes_no_interval_meaningless(world: World) -> None:
+    """A loss four times as high as it should be, among the runs held out."""
+    table = world({"a": {}}, noise=0.004, seed=3, budgets=(1e10, 1e11, 1e12, 1e13))
+    table.loc[len(table) - 3, "loss"] *= 4
+    found = scored(table, "chinchilla", rolling(table["flops"].to_numpy()), resamples=100)
+    assert found.error > 0.05  # it is not hidden
+    assert found.widening is not None and found.widening < 4
+
+
+def test_an_outlier_among_the_runs_shifts_no_prediction(world: World) -> None:
+    """A robust law passes by it, and so do the runs that scatter about the law."""
+    table = world({"a": {}}, noise=0.004, seed=3, sizes=20, budgets=(1e10, 1e11, 1e12, 1e13))
+    table.loc[5, "loss"] *= 4
+    law = fit(table[SIZE], table["tokens"], table["loss"])
+    assert isinstance(law, ParametricFit)
+    found = bootstrap(law, resamples=200).predict(
+        float(table[SIZE].median()), float(table["tokens"].median()), noise=True
+    )
+    assert 0.97 < found.low / found.value < 1 < found.high / found.value < 1.03

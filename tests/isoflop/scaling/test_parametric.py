@@ -215,3 +215,22 @@ def test_fitting_imports_neither_torch_nor_ray() -> None:
     command = [sys.executable, "-c", path + code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_floor_of_nothing_is_a_boundary_and_no_failure() -> None:
+    """Without a floor the logarithm of E falls without end in about half of the resamples."""
+    random = np.random.default_rng(4)
+    size, tokens = np.exp(random.uniform(14, 21, 60)), np.exp(random.uniform(18, 25, 60))
+    loss = (10 * size**-0.1 + 20 * tokens**-0.12) * np.exp(0.005 * random.normal(size=60))
+    law = fit(size, tokens, loss)
+    assert isinstance(law, ParametricFit)
+    drawn = bootstrap(law, resamples=100)
+    assert drawn.at_boundary > 10 and drawn.unconverged <= 3
+    best = law.optimum(1e20)
+    assert not isinstance(best, Refusal)  # sizes and tokens still oppose each other
+
+
+def test_losses_that_are_all_the_same_refuse_a_law() -> None:
+    size, tokens = np.geomspace(1e6, 1e9, 12), np.tile([1e9, 1e10, 1e11], 4)
+    law = fit(size, tokens, np.full(12, 3.0))
+    assert isinstance(law, Refusal) and law.reason == "nothing to explain"
