@@ -164,6 +164,19 @@ def _backfill_options(text: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only: measure its rows by packages' metrics",
     )
+    text.add_argument(
+        "--rubric", metavar="FILE.py",
+        help="only: reward its rows by functions marked @reward(weight) or @metric, of "
+        "isoflop.rollouts.rubric; or python, what looks like it")  # fmt: skip
+    text.add_argument(
+        "--taskset", metavar="MODULE:CLASS",
+        help="only: reward its rows by a taskset of verifiers, in its own process")  # fmt: skip
+    text.add_argument(
+        "--python", default=sys.executable, metavar="PATH", help="that has verifiers (this one)"
+    )
+    text.add_argument(
+        "--tasks", metavar="FILE.jsonl", help="answers and infos of its prompts, for rewards"
+    )
     text.add_argument("--data", type=Path, help="prepared texts (default: STORAGE/data)")
     text.set_defaults(act=_backfill)
 
@@ -176,6 +189,8 @@ def _backfill(options: argparse.Namespace) -> int:
     if options.plugins:
         remeasure(options.run, say=print)
         return 0
+    if options.rubric or options.taskset:
+        return _regard(options)
     specs = [
         Spec(
             name=Path(source).stem,
@@ -190,6 +205,24 @@ def _backfill(options: argparse.Namespace) -> int:
     backfill(folder, ZOO, cache, specs=specs, novelty=options.novelty, say=print)
     if options.judge:
         rejudge(folder, options.judge, ZOO, say=print)
+    return 0
+
+
+def _regard(options: argparse.Namespace) -> int:
+    from isoflop.rollouts import outside
+    from isoflop.rollouts.prompts import tasks
+    from isoflop.rollouts.regard import regard
+    from isoflop.rollouts.rewards import Trace
+    from isoflop.rollouts.rubric import Scores, of_text, text
+
+    if options.rubric and options.taskset:
+        raise ValueError("--rubric and --taskset: give one of them")
+
+    def asked(traces: Sequence[Trace]) -> Scores:
+        return outside.score(traces, options.taskset, python=options.python)
+
+    scorer = of_text(text(options.rubric)).score if options.rubric else asked
+    regard(options.run, scorer, tasks(options.tasks) if options.tasks else (), say=print)
     return 0
 
 

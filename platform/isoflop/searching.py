@@ -179,7 +179,8 @@ def check(search: Search, job: Job) -> None:
         if not metric.startswith("rollout/"):
             continue
         name, _, plain = metric.removeprefix("rollout/").rpartition("/")
-        if name not in sets or plain not in names:
+        paid = bool(job.run.rollouts.rewards) and plain.startswith("reward")
+        if name not in sets or not (paid or plain in names):
             own = ", ".join(f"rollout/{one}/" if one else "rollout/" for one in sorted(sets))
             raise ValueError(
                 f"the search is after {metric!r}; its runs have {own or 'no rollouts'}, each with "

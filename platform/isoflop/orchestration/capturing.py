@@ -20,6 +20,7 @@ from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
 from isoflop.rollouts.generate import Rollout
 from isoflop.rollouts.novelty import Reading
 from isoflop.rollouts.prompts import resolve
+from isoflop.rollouts.rubric import of_text
 from isoflop.rollouts.statistics import Aggregate
 from isoflop.run import Rollouts, Run, Spec
 from isoflop.training.checkpoint import Progress, write_json
@@ -69,6 +70,7 @@ def captures(
     tokenizer, sources = prepared.tokenizer(), parts(prepared).values()
     reads = feed.batches(run, prepared)
     reading = Reading(reads) if asked.novelty else None
+    rubric = of_text(asked.rewards) if asked.rewards else None
     held_out = [part.validation() for part in sources]
     return [
         Capture(
@@ -82,6 +84,7 @@ def captures(
             study=study,
             axes=axes or {},
             reading=reading,
+            rubric=rubric,
             crew=Crew(ranks=ranks),
         )
         for spec in asked.asked
@@ -165,6 +168,8 @@ def recorded(name: str, captured: Captured) -> Record:
         if aggregate.low is not None and aggregate.high is not None:
             record[f"{key}.low"] = aggregate.low
             record[f"{key}.high"] = aggregate.high
+        if aggregate.missing and metric.startswith("reward"):
+            record[f"capture/failed/{key.removeprefix('rollout/')}"] = float(aggregate.missing)
     return record
 
 

@@ -79,7 +79,8 @@ def _law(row: Mapping[Any, Any]) -> str:
 def _agreed(table: pd.DataFrame, metric: str, reference: float | None) -> str:
     """Of a band, the order is by nearness to held-out text."""
     known = {item.name: item.direction for item in METRICS}
-    direction = known.get(metric.rpartition("/")[2], "band")
+    name = metric.rpartition("/")[2]
+    direction = known.get(name, "up" if name.startswith("reward") else "band")
     if direction == "band" and reference is None:
         return "no held-out value to be near to"
     found = agreement(table, metric, direction=direction, reference=reference)

@@ -25,6 +25,7 @@ alarm       a metric that has left its band, beyond doubt
 rewards     plain functions of either convention of `verifiers`, asked for their worth
 rubric      rewards with weights: a failure is null and counted
 verifiers   its formats, written and read without it
+regard      what rewards say of rows that are there already
 outside     its tasks, asked in a process of their own (outside_worker)
 grpo        a model that learns what a rubric rewards
 report      the page, the terminal browser, and the command that opens them

@@ -18,9 +18,14 @@ from isoflop.cli import main
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.backfill import backfill, rejudge, remeasure
 from isoflop.orchestration.job import Job, execute
-from isoflop.rollouts import references
+from isoflop.rollouts import prompts, references
 from isoflop.rollouts.capture import read
 from isoflop.rollouts.metrics import Metric, Sample
+from isoflop.rollouts.regard import regard
+from isoflop.rollouts.rewards import of_row
+from isoflop.rollouts.rows import scored_as
+from isoflop.rollouts.rubric import Rubric
+from isoflop.rollouts.verifiers import read_traces, write_traces
 from isoflop.run import Rollouts, Run, Spec, Text
 from isoflop.training.distributed import Ranks
 from models import ZOO
@@ -131,6 +136,97 @@ def test_packages_measure_rows_that_are_there(
     for text, value, why in zip(rows["text"], rows["m.spaces"], rows["why.spaces"], strict=True):
         assert value == text.count(" ") / len(text) if text else "division" in why
     same(before, rows.drop(columns=["m.spaces", "why.spaces"]))
+
+
+RUBRIC = """
+import random
+from isoflop.rollouts.rubric import metric, reward
+
+@reward(2.0)
+def right(completion, answer):
+    random.random()  # it may draw: nobody else notices
+    return float(answer in completion) if answer else 1 / 0
+
+@metric
+def of(task, trace):
+    return len(trace.completion_ids) + len(task.info.get("tags", ()))
+"""
+TASKS = (
+    {"prompt": "def ", "answer": " ", "info": {"tags": ["a", "b"]}},
+    {"prompt": "import ", "answer": ""},
+)
+
+
+@pytest.fixture
+def rubric(tmp_path: Path) -> Path:
+    file = tmp_path / "rubric.py"
+    file.write_text(RUBRIC)
+    return file
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(json.dumps(task) + "\n" for task in TASKS))
+    return file
+
+
+def rewarded_right(rows: pd.DataFrame) -> None:
+    for row in rows.to_dict("records"):
+        if row["prompt"] != "def ":
+            assert np.isnan(row["reward"]) and "ZeroDivision" in row["why.reward.right"]
+            continue
+        assert row["reward.right"] == float(" " in row["text"])
+        assert row["reward"] == 2 * row["reward.right"]
+        assert row["reward.of"] == row["n_tokens"] + 2
+
+
+def test_a_run_is_rewarded_while_it_trains_and_no_bit_changes(
+    make_run: MakeRun, make_job: MakeJob, rubric: Path, tasks: Path
+) -> None:
+    plain = Rollouts(specs=(Spec(name="own", source=str(tasks), seeds=3, new_tokens=8),),
+                     captures=3, budget=1e6)  # fmt: skip
+    paid = prompts.read(replace(plain, rubric=str(rubric)))
+    assert paid.specs[0].answers == (" ", "") and paid.rewards == RUBRIC
+    ended = {}
+    for name, asked in (("plain", prompts.read(plain)), ("paid", paid)):
+        job = make_job(make_run(rollouts=asked), name)
+        ended[name] = execute(job, Ranks(), lambda records: None)
+        assert ended[name]["status"] == "finished", ended[name].get("traceback")
+    assert ended["plain"]["loss"] == ended["paid"]["loss"]
+    rows = read(job.folder / "rollouts")
+    rewarded_right(rows)
+    last = rows[rows["step"] == 20]
+    found = ended["paid"]["rollouts"]
+    assert found["rollout/own/reward"] == last["reward"].mean()
+    assert "rollout/own/reward_of.low" in found
+    history = json.loads((job.folder / "history.json").read_text())
+    assert history[-1]["capture/failed/own/reward"] == 3
+
+
+def test_rows_that_are_there_are_rewarded(
+    done: Job, rubric: Path, tasks: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = read(done.folder / "rollouts")
+    words = ["backfill", str(done.folder), "--rubric", str(rubric), "--tasks", str(tasks)]
+    for _ in range(2):  # the second time instead of the first
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "step-00000020.parquet  right: pass@1 " in said and ", pass@2 " in said
+    assert "without a value" in said
+    rows = read(done.folder / "rollouts")
+    rewarded_right(rows)
+    same(before, rows[before.columns])
+    exported = tmp_path / "out"
+    (row,) = rows[(rows["step"] == 20) & (rows["prompt"] == "def ")].head(1).to_dict("records")
+    write_traces(exported, [(of_row(row), scored_as(row))])
+    ((_, score),) = read_traces(exported)
+    assert score.reward == row["reward"]
+    assert (score.weights["right"], score.weights["of"]) == (2.0, 0.0)
+    with pytest.raises(ValueError, match="no rollouts to reward"):
+        regard(tmp_path, lambda traces: Rubric([len]).score(traces))
 
 
 def test_what_cannot_be_asked_is_said(done: Job, cache: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.rollouts import rows as kept_rows
 from isoflop.rollouts.certainty import course
 from isoflop.rollouts.metrics import METRICS
 from isoflop.rollouts.repetition import survival
@@ -35,7 +36,7 @@ COPY = 6  # where in a row its copied stretches stand
 
 def needed(column: str) -> bool:
     """Whether a column of a capture takes part in what is shown."""
-    return column in COLUMNS or column.startswith("m.")
+    return column in COLUMNS or column.startswith(("m.", "reward"))
 
 
 def rows(
@@ -95,9 +96,13 @@ def _likely(logprobs: pyarrow.ChunkedArray) -> list[str]:
 
 def _metrics(table: pyarrow.Table, names: Sequence[str]) -> dict[str, list[float | None]]:
     nothing: list[float | None] = [None] * table.num_rows
-    return {
-        name: table[f"m.{name}"].to_pylist() if f"m.{name}" in table.column_names else nothing
+    places = {
+        name: kept_rows.column(name, table.column_names)
         for name in dict.fromkeys([*names, "loop_onset"])
+    }
+    return {
+        name: nothing if place is None else table[place].to_pylist()
+        for name, place in places.items()
     }
 
 
