@@ -204,7 +204,7 @@ def _backfill(options: argparse.Namespace) -> int:
     cache = options.data or folder.parents[2] / "data"
     backfill(folder, ZOO, cache, specs=specs, novelty=options.novelty, say=print)
     if options.judge:
-        rejudge(folder, options.judge, ZOO, say=print)
+        rejudge(folder, options.judge, ZOO, cache, say=print)
     return 0
 
 

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from isoflop.data.mixture import Mixed, prepare_all
+from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import captures, write_references
-from isoflop.rollouts import capture, prompts, rows
+from isoflop.rollouts import capture, control, prompts, references, rows
 from isoflop.rollouts.judge import judge
 from isoflop.rollouts.metrics import GROUP, plugins
 from isoflop.run import Run, Spec
@@ -119,13 +119,13 @@ def backfill(
             said = "is there" if found.reused else f"{found.count} rollouts"
             say(f"step {step}  {one.spec.name or 'own prompts'}: {said}, {found.rows}")
             files.append(found.rows)
-    write_references(ended.run, ended.prepared(cache), made)
+    write_references(ended.run, ended.prepared(cache), made, models)
     return files
 
 
-def rejudge(folder: Path, by: Path, zoo: Zoo, say: Say = lambda line: None) -> int:
+def rejudge(folder: Path, by: Path, zoo: Zoo, cache: Path, say: Say = lambda line: None) -> int:
     """Write what the run in folder `by` makes of all rollouts of the run in `folder` into their
-    rows, as the metric `judged`; the number of them.
+    rows, as the metric `judged`, and of held-out text into its references; the number of rollouts.
 
     Raises ValueError where the two have other tokens, or there are no rollouts.
     """
@@ -137,6 +137,13 @@ def rejudge(folder: Path, by: Path, zoo: Zoo, say: Say = lambda line: None) -> i
         raise ValueError(f"{folder} has no rollouts to judge")
     model = other.load(other.models()[-1][1])
     count = sum(judge(file, model) for file in files)
+    known = references.read(folder / "rollouts")
+    text = other.prepared(cache)
+    held = [part.validation() for part in parts(text).values()]
+    for spec in ended.run.rollouts.asked:
+        if spec.name in known and spec.new_tokens < model.config.context:
+            known[spec.name]["judged"] = control.judged(model, spec, held, text.tokenizer())
+    references.write(folder / "rollouts", known)
     say(f"{count} rollouts in {len(files)} captures judged by {by.name}")
     return count
 

@@ -7,14 +7,14 @@ run has read, and one budget. This file knows no Ray (`scribe` captures beside t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
-from isoflop.rollouts import references
+from isoflop.rollouts import control, references
 from isoflop.rollouts.alarm import Raised, raised
 from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
 from isoflop.rollouts.generate import Rollout
@@ -23,7 +23,7 @@ from isoflop.rollouts.prompts import resolve
 from isoflop.rollouts.rubric import of_text
 from isoflop.rollouts.statistics import Aggregate
 from isoflop.run import Rollouts, Run, Spec
-from isoflop.training.checkpoint import Progress, write_json
+from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, gather
 from isoflop.training.loop import Record
 from models.interface import Model
@@ -173,26 +173,30 @@ def recorded(name: str, captured: Captured) -> Record:
     return record
 
 
-def write_references(run: Run, prepared: Prepared | Mixed, captures: Sequence[Capture]) -> None:
+def write_references(
+    run: Run,
+    prepared: Prepared | Mixed,
+    captures: Sequence[Capture],
+    models: Mapping[str, Model],
+) -> None:
     """`references.json` beside a run's rows: what each metric is on held-out text of the rollouts'
-    length, by that length; where the run indexes what it reads, its novelty as of now.
+    length, by the name of the set; where the run indexes what it reads, its novelty as of now; and
+    what the models ("raw", "ema") themselves make of that text.
 
-    Measured in nobody's budget: the metrics once per text, novelty when a run has ended.
+    Measured in nobody's budget: the metrics once per text, the others when a run has ended.
     """
     sources = list(parts(prepared).values())
     files = [part.validation() for part in sources]
     folder = sources[0].folder if len(sources) == 1 else captures[0].folder
     values: dict[str, dict[str, Aggregate]] = {}
     for capture in captures:
-        length = capture.spec.new_tokens
-        if str(length) in values:
-            continue
-        found = references.references(folder, files, capture.tokenizer, length)
+        spec, tokenizer = capture.spec, capture.tokenizer
+        found = references.references(folder, files, tokenizer, spec.new_tokens)
         seen = capture.reading and capture.reading.until(run.steps)
-        values[str(length)] = found | (references.novelty(seen, files, length) if seen else {})
-    plain = {
-        length: {name: asdict(item) for name, item in found.items()}
-        for length, found in values.items()
-    }
-    captures[0].folder.mkdir(parents=True, exist_ok=True)
-    write_json(captures[0].folder / "references.json", plain)
+        if seen:
+            end = tokenizer.end_of_text
+            found |= references.novelty(seen, files, spec.new_tokens, end)
+        found["unshared"] = control.independent(spec, files, tokenizer)
+        found |= control.control(models[spec.weights], spec, files, tokenizer)
+        values[spec.name] = found
+    references.write(captures[0].folder, values)

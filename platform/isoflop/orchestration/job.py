@@ -190,7 +190,8 @@ def _train(
             if job.mirror:
                 job.mirror.checkpoint(final)
             if asked:
-                write_references(run, prepared, asked)
+                models = {"raw": outcome.model, "ema": outcome.averaged or outcome.model}
+                write_references(run, prepared, asked, models)
     return outcome, own.stopped if own else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -42,8 +43,11 @@ def laws(table: pd.DataFrame) -> pd.DataFrame:
     return metric_laws(table.drop(columns=others), rates=[n for n in kept if _share(n)])
 
 
-def lines(table: pd.DataFrame, found: pd.DataFrame, references: Mapping[str, float]) -> list[Line]:
-    """What `laws` found, in words, with the agreement of each metric and the loss."""
+def lines(
+    table: pd.DataFrame, found: pd.DataFrame, references: Mapping[str, Mapping[str, float]]
+) -> list[Line]:
+    """What `laws` found, in words, with the agreement of each metric and the loss. `references`: by
+    metric and run; their mean is shown."""
     if not len(found):
         return []
     by_metric: dict[str, list[dict[Any, Any]]] = {}
@@ -52,7 +56,7 @@ def lines(table: pd.DataFrame, found: pd.DataFrame, references: Mapping[str, flo
     return [
         Line(
             metric.removeprefix("rollout/").replace("_", " "),
-            text(references[metric]) if metric in references else "",
+            text(fmean(references[metric].values())) if metric in references else "",
             _agreed(table, metric, references.get(metric)),
             tuple(_law(row) for row in rows),
         )
@@ -76,7 +80,7 @@ def _law(row: Mapping[Any, Any]) -> str:
     return f"against {against} a {row['shape']}: {error}; {beyond} {value}"
 
 
-def _agreed(table: pd.DataFrame, metric: str, reference: float | None) -> str:
+def _agreed(table: pd.DataFrame, metric: str, reference: Mapping[str, float] | None) -> str:
     """Of a band, the order is by nearness to held-out text."""
     known = {item.name: item.direction for item in METRICS}
     name = metric.rpartition("/")[2]

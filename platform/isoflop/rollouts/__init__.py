@@ -19,6 +19,7 @@ groups      the rollouts of one prompt; pass@k
 corpus      many rollouts at a fixed number of tokens
 judge       what a frozen model of the same study makes of it
 references  the same metrics on held-out text of the same length, once per text
+control     what the model itself makes of that text; how much of it it would recite
 comparing   the difference of two runs on the same prompts and seeds, corrected for many metrics
 statistics  a number with its uncertainty: prompts are the sample, seeds lie within them
 alarm       a metric that has left its band, beyond doubt

@@ -194,7 +194,7 @@ def _references(folder: Path, lengths: Mapping[str, int]) -> dict[str, Bound]:
     found: dict[str, Bound] = {}
     known = references.read(folder)
     for name, length in lengths.items():
-        for metric, item in known.get(length, {}).items():
+        for metric, item in references.of_set(known, name, length).items():
             if item.value is not None:
                 low = item.value if item.low is None else item.low
                 high = item.value if item.high is None else item.high
