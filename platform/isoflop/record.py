@@ -98,6 +98,8 @@ def _row(job: Job) -> dict[str, Any]:
         "flops_recomputed": _recomputed(job.run) if ended.get("checkpointing") else 0.0,
         "noise_scale": ended.get("noise_scale"),
         "capture_seconds": ended.get("capture_seconds"),
+        "capture_share": ended.get("capture_share"),  # of the training time; see Rollouts.budget
+        "captures_skipped": ended.get("captures_skipped"),
         "evaluation_seconds": ended.get("evaluation_seconds"),
         "started": ended.get("started"),
         "ended": ended.get("ended"),

@@ -28,6 +28,8 @@ from isoflop.training.distributed import Ranks, agree, gather
 from isoflop.training.loop import Record
 from models.interface import Model
 
+NOTICED = 2.0  # seconds of captures, below which nobody is told that they were too many
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
@@ -156,6 +158,17 @@ class Capturing:
         found = raised(self.alarms, known, step=step, steps=self.last)
         self.stopped = next((one for one in found if one.action == "stop"), None)
         return {f"alarm/{one.metric}": one.value for one in found}
+
+
+def overspent(run: Run, result: Mapping[str, Any]) -> list[str]:
+    """In words, where captures took far more than the run's budget for them."""
+    share, budget = result["capture_share"], run.rollouts.budget
+    if result["capture_seconds"] < NOTICED or share <= 1.5 * budget:
+        return []
+    return [
+        f"rollouts took {share:.1%} of the training time, and their budget is {budget:.1%}: step 0 "
+        "and the end are always captured; fewer prompts, seeds or tokens keep it"
+    ]
 
 
 def recorded(name: str, captured: Captured) -> Record:
