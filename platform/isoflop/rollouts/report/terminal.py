@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 KEYS = "p/P prompt · s/S sample · ←/→ step · r/R run · d difference · q end"
 LEFT, RIGHT = "\x1b[D", "\x1b[C"
-RED = ("#f4a582", "#f9c8b0", "#fde6da")  # behind tokens of less than 1, 2 and 4 tenths
-LEVELS = (1, 2, 4)
+RED = ("#f4a582", "#f9c8b0", "#fde6da")  # behind tokens less probable than 0.001, 0.016 and 0.12
+LEVELS = (1, 3, 6)  # of `pieces.digits`
 
 
 @dataclass(frozen=True, kw_only=True)

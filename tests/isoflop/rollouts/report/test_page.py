@@ -240,8 +240,8 @@ def test_spans_of_bytes_that_are_no_text(ids: list[int]) -> None:
 
 
 def test_digits_of_probabilities() -> None:
-    logprobs = np.log([1.0, 0.99, 0.55, 0.05, 1e-30])
-    assert pieces.digits(logprobs) == "99500"
+    logprobs = np.log([1.0, 0.91, 0.55, 0.05, 0.002, 1e-30])
+    assert pieces.digits(logprobs) == "998410"
     assert pieces.digits(np.array([math.nan, -math.inf])) == "00"
 
 
