@@ -18,6 +18,7 @@ from isoflop import reward, sample, score, train
 from isoflop.data import command as data
 from isoflop.planning.options import add as plan_options
 from isoflop.report.command import options as compare_options
+from isoflop.rollouts.report.command import act as show_rollouts
 from isoflop.rollouts.report.command import options as rollouts_options
 from isoflop.scaling.options import register
 
@@ -111,7 +112,9 @@ def parser() -> argparse.ArgumentParser:
         verbs.add_parser("compare", help="two studies, or two commits of a model: who is better?")
     )
 
-    rollouts_options(verbs.add_parser("rollouts", help="what the models wrote, side by side"))
+    written = verbs.add_parser("rollouts", help="what the models wrote, side by side")
+    rollouts_options(written)
+    written.set_defaults(act=_rollouts)
 
     plan = verbs.add_parser("plan", help="the IsoFLOP study that a budget pays for")
     plan_options(plan)
@@ -144,6 +147,14 @@ def _experiment(
     from isoflop.tracked import experiment, histories
 
     return experiment(address, name), histories(address, name)
+
+
+def _rollouts(options: argparse.Namespace) -> int:
+    if options.laws:
+        from isoflop.report.spoken import show
+
+        return show(options.study)
+    return show_rollouts(options)
 
 
 def _backfill_options(text: argparse.ArgumentParser) -> None:
@@ -209,20 +220,14 @@ def _backfill(options: argparse.Namespace) -> int:
 
 
 def _regard(options: argparse.Namespace) -> int:
-    from isoflop.rollouts import outside
-    from isoflop.rollouts.prompts import tasks
-    from isoflop.rollouts.regard import regard
-    from isoflop.rollouts.rewards import Trace
-    from isoflop.rollouts.rubric import Scores, of_text, text
+    from isoflop.orchestration.backfill import reward
 
     if options.rubric and options.taskset:
         raise ValueError("--rubric and --taskset: give one of them")
-
-    def asked(traces: Sequence[Trace]) -> Scores:
-        return outside.score(traces, options.taskset, python=options.python)
-
-    scorer = of_text(text(options.rubric)).score if options.rubric else asked
-    regard(options.run, scorer, tasks(options.tasks) if options.tasks else (), say=print)
+    reward(
+        options.run, rubric=options.rubric, taskset=options.taskset, python=options.python,
+        tasks=options.tasks, say=print,
+    )  # fmt: skip
     return 0
 
 

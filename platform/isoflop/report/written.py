@@ -35,10 +35,11 @@ class Line:
     laws: tuple[str, ...]  # against compute, size and loss
 
 
-def laws(table: pd.DataFrame) -> pd.DataFrame:
-    """`metric_laws` of the telling metrics that differ between runs."""
+def laws(table: pd.DataFrame, *, every: bool = False) -> pd.DataFrame:
+    """`metric_laws` of the telling metrics that differ between runs, or of `every` one."""
     runs = finished(table)
-    kept = [name for name in telling(rollout_metrics(runs)) if runs[name].nunique() > 1]
+    names = rollout_metrics(runs)
+    kept = [name for name in (names if every else telling(names)) if runs[name].nunique() > 1]
     others = [name for name in rollout_metrics(table) if name not in kept]
     return metric_laws(table.drop(columns=others), rates=[n for n in kept if _share(n)])
 

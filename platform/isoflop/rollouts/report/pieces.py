@@ -1,7 +1,7 @@
 """How does a capture's row become what is shown: tokens in their text, loops, copies, numbers?
 
-A token is a span of the text, its probability one digit (`digits`). Lengths count UTF-16 units, since that is
-what a browser's strings are made of.
+A token is a span of the text, its probability one digit (`digits`). Lengths count UTF-16 units,
+since that is what a browser's strings are made of.
 """
 
 from __future__ import annotations
