@@ -26,7 +26,8 @@ class Spec:
     """One set of prompts and how the model is asked.
 
     `source` is "text" or "code" (sets that come with isoflop), a .txt file (a prompt per line) or a
-    .jsonl file (`{"prompt": ...}` per line); its prompts are read once, before the run starts.
+    .jsonl file (`{"prompt": ...}` per line, with what rewards may ask for: `"answer"`, `"info"`);
+    its prompts are read once, before the run starts.
     """
 
     SHORTHAND: ClassVar[str] = "source"
@@ -35,12 +36,16 @@ class Spec:
     kind: Kind = "fixed"
     prompts: tuple[str, ...] = ()  # "" is the empty prompt
     source: str = ""
+    answers: tuple[str, ...] = ()  # to the prompts, for rewards; none, or one for each
+    infos: tuple[str, ...] = ()  # JSON objects, likewise
     count: int = 16  # prefixes
     prefix_tokens: int = 32  # of each prefix
     seeds: int = 4
     temperature: float = 1.0  # 0 is greedy
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0
+    min_p: float = 0.0  # only tokens at least this share as likely as the likeliest
+    repetition: float = 1.0  # logits of tokens seen before are divided by it
     new_tokens: int = 64
     weights: Literal["raw", "ema"] = "raw"  # of which model: as trained, or averaged (`Run.ema`)
 
@@ -55,12 +60,17 @@ class Spec:
         else:
             own = self.prompts or self.source
             _check(not own, f"{name}.prompts", own, f"left out where the kind is {self.kind}")
+        for field, beside in (("answers", self.answers), ("infos", self.infos)):
+            many = f"as many as there are prompts ({len(self.prompts)}), or none"
+            _check(len(beside) in (0, len(self.prompts)), f"{name}.{field}", beside, many)
         _check(self.weights in ("raw", "ema"), f"{name}.weights", self.weights, "raw or ema")
         for field, value in self._counts():
             _check(value > 0, f"{name}.{field}", value, "above 0")
         _check(self.temperature >= 0, f"{name}.temperature", self.temperature, "at least 0")
         _check(self.top_k >= 0, f"{name}.top_k", self.top_k, "at least 0")
         _check(0 < self.top_p <= 1, f"{name}.top_p", self.top_p, "above 0 and at most 1")
+        _check(0 <= self.min_p <= 1, f"{name}.min_p", self.min_p, "from 0 to 1")
+        _check(self.repetition > 0, f"{name}.repetition", self.repetition, "above 0")
 
     def _counts(self) -> list[tuple[str, int]]:
         names = ("seeds", "new_tokens", "count", "prefix_tokens")
@@ -120,6 +130,8 @@ class Rollouts:
     every: int = 0  # optimizer steps between captures; 0: log-spaced
     specs: tuple[Spec, ...] = ()  # further sets
     novelty: bool = False  # compare with what the run had read by then: an index of it is built
+    rubric: str = ""  # a file of rewards (see `isoflop.rollouts.rubric`), or "python", which comes
+    rewards: str = ""  # the text of it: read once, before the run starts
     alarms: tuple[Alarm, ...] = ()  # raised where a whole interval lies outside its band
 
     def __post_init__(self) -> None:
@@ -153,7 +165,9 @@ class Rollouts:
         those stay finished.
         """
         values = asdict(self)
-        for name in ("every", "specs", "novelty", "alarms"):
+        if self.rewards:
+            values["rubric"] = ""
+        for name in ("every", "specs", "novelty", "rubric", "rewards", "alarms"):
             if values[name] == getattr(type(self), name):
                 del values[name]
         if self.specs:

@@ -18,6 +18,7 @@ from isoflop import reward, sample, score, train
 from isoflop.data import command as data
 from isoflop.planning.options import add as plan_options
 from isoflop.report.command import options as compare_options
+from isoflop.rollouts.report.command import act as show_rollouts
 from isoflop.rollouts.report.command import options as rollouts_options
 from isoflop.scaling.options import register
 
@@ -125,7 +126,9 @@ def parser() -> argparse.ArgumentParser:
         verbs.add_parser("compare", help="two studies, or two commits of a model: who is better?")
     )
 
-    rollouts_options(verbs.add_parser("rollouts", help="what the models wrote, side by side"))
+    written = verbs.add_parser("rollouts", help="what the models wrote, side by side")
+    rollouts_options(written)
+    written.set_defaults(act=_rollouts)
 
     plan = verbs.add_parser("plan", help="the IsoFLOP study that a budget pays for")
     plan_options(plan)
@@ -160,6 +163,14 @@ def _experiment(
     return experiment(address, name), histories(address, name)
 
 
+def _rollouts(options: argparse.Namespace) -> int:
+    if options.laws:
+        from isoflop.report.spoken import show
+
+        return show(options.study)
+    return show_rollouts(options)
+
+
 def _backfill_options(text: argparse.ArgumentParser) -> None:
     text.description = (
         "What a run would have written, from the weights that it keeps: missing captures, further "
@@ -178,6 +189,19 @@ def _backfill_options(text: argparse.ArgumentParser) -> None:
         action="store_true",
         help="only: measure its rows by packages' metrics",
     )
+    text.add_argument(
+        "--rubric", metavar="FILE.py",
+        help="only: reward its rows by functions marked @reward(weight) or @metric, of "
+        "isoflop.rollouts.rubric; or python, what looks like it")  # fmt: skip
+    text.add_argument(
+        "--taskset", metavar="MODULE:CLASS",
+        help="only: reward its rows by a taskset of verifiers, in its own process")  # fmt: skip
+    text.add_argument(
+        "--python", default=sys.executable, metavar="PATH", help="that has verifiers (this one)"
+    )
+    text.add_argument(
+        "--tasks", metavar="FILE.jsonl", help="answers and infos of its prompts, for rewards"
+    )
     text.add_argument("--data", type=Path, help="prepared texts (default: STORAGE/data)")
     text.set_defaults(act=_backfill)
 
@@ -190,6 +214,8 @@ def _backfill(options: argparse.Namespace) -> int:
     if options.plugins:
         remeasure(options.run, say=print)
         return 0
+    if options.rubric or options.taskset:
+        return _regard(options)
     specs = [
         Spec(
             name=Path(source).stem,
@@ -203,7 +229,19 @@ def _backfill(options: argparse.Namespace) -> int:
     cache = options.data or folder.parents[2] / "data"
     backfill(folder, ZOO, cache, specs=specs, novelty=options.novelty, say=print)
     if options.judge:
-        rejudge(folder, options.judge, ZOO, say=print)
+        rejudge(folder, options.judge, ZOO, cache, say=print)
+    return 0
+
+
+def _regard(options: argparse.Namespace) -> int:
+    from isoflop.orchestration.backfill import reward
+
+    if options.rubric and options.taskset:
+        raise ValueError("--rubric and --taskset: give one of them")
+    reward(
+        options.run, rubric=options.rubric, taskset=options.taskset, python=options.python,
+        tasks=options.tasks, say=print,
+    )  # fmt: skip
     return 0
 
 

@@ -101,6 +101,8 @@ def _row(job: Job) -> dict[str, Any]:
         "flops_recomputed": _recomputed(job.run) if ended.get("checkpointing") else 0.0,
         "noise_scale": ended.get("noise_scale"),
         "capture_seconds": ended.get("capture_seconds"),
+        "capture_share": ended.get("capture_share"),  # of the training time; see Rollouts.budget
+        "captures_skipped": ended.get("captures_skipped"),
         "evaluation_seconds": ended.get("evaluation_seconds"),
         "started": ended.get("started"),
         "ended": ended.get("ended"),
@@ -167,20 +169,20 @@ def rollouts(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def references(jobs: Sequence[Job]) -> dict[str, float]:
+def references(jobs: Sequence[Job]) -> dict[str, dict[str, float]]:
     """What each rollout metric is on held-out text of the rollouts' length, by the metric's column
-    in the table; of novelty, which is against what a run has read, the mean over runs."""
-    from isoflop.rollouts.references import read
+    in the table, then by run: novelty is against what each has read, entropy the model's own."""
+    from isoflop.rollouts.references import of_set, read
 
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for job in jobs:
         known = read(job.folder / "rollouts")
         for spec in job.run.rollouts.asked:
-            for metric, item in known.get(spec.new_tokens, {}).items():
+            for metric, item in of_set(known, spec.name, spec.new_tokens).items():
                 if item.value is not None:
                     name = f"rollout/{spec.name}/{metric}" if spec.name else f"rollout/{metric}"
-                    found.setdefault(name, []).append(item.value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+                    found.setdefault(name, {})[job.run.identity] = item.value
+    return found
 
 
 def save(frame: pd.DataFrame, path: Path) -> None:

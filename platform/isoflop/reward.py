@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from isoflop.exchange.checkpoint import Loaded
     from isoflop.rollouts.grpo import Settings, Step
-    from isoflop.rollouts.rewards import Trace
-    from isoflop.rollouts.rubric import Rubric, Scores
+    from isoflop.rollouts.rewards import Task, Trace
+    from isoflop.rollouts.rubric import Scores
     from isoflop.rollouts.statistics import Aggregate
 
 SHOWN = 12  # lines of a course, however many steps
@@ -34,13 +34,13 @@ def add(text: argparse.ArgumentParser) -> None:
     )
     text.add_argument("folder", type=Path, help="a checkpoint, or the folder of a run")
     text.add_argument(
-        "--rubric", type=Path, metavar="FILE.py",
+        "--rubric", default="python", metavar="FILE.py",
         help="a file with functions marked @reward(weight) or @metric, of isoflop.rollouts.rubric "
-        "(default: what looks like Python)",
+        "(default: %(default)s, what looks like it)",
     )  # fmt: skip
     text.add_argument(
         "--prompts", default="code", metavar="SOURCE",
-        help="code, text, or a .txt or .jsonl file (default: %(default)s)",
+        help="code, text, a .txt file, or a .jsonl file of {prompt, answer, info} (%(default)s)",
     )  # fmt: skip
     text.add_argument("--steps", type=int, default=40, help="default: %(default)s")
     text.add_argument(
@@ -92,7 +92,7 @@ def go_on(
     out: Path,
     settings: Settings,
     *,
-    rubric: Path | None = None,
+    rubric: str | Path = "python",
     prompts: str = "code",
     steps: int = 40,
     lr: float = 1e-3,
@@ -106,22 +106,20 @@ def go_on(
         raise ValueError(f"--out {out}: there is something already; name a new folder")
     if steps < 1 or not lr > 0:
         raise ValueError(f"--steps {steps} --lr {lr}: both must be above 0")
-    from isoflop.captures import Rollouts, Spec
     from isoflop.exchange.checkpoint import load_checkpoint
     from isoflop.rollouts import grpo
-    from isoflop.rollouts.prompts import read
-    from isoflop.rollouts.rewards import Task
+    from isoflop.rollouts.prompts import tasks as read
+    from isoflop.rollouts.rubric import of_text, text
     from isoflop.run import AdamW
     from isoflop.training import optimizer
 
-    loaded, judge = load_checkpoint(folder), rubric_of(rubric)
+    loaded, judge = load_checkpoint(folder), of_text(text(rubric))
     if loaded.run.objective.family != "decoder":
         raise ValueError(
             f"{folder} is a {loaded.run.model.name}; rewards teach models that write from left to "
             "right in one stream"
         )
-    asked = read(Rollouts(specs=(Spec(name="asked", source=prompts),))).specs[0].prompts
-    tasks = [Task(prompt=prompt) for prompt in asked]
+    tasks = read(prompts)
     before = _written(loaded, tasks, settings)
     loaded.model.train()
     course = grpo.train(
@@ -138,49 +136,25 @@ def go_on(
     after = _written(loaded, tasks, settings)
     scores = [judge.score(before), judge.score(after)]
     found = _compared(course, *scores)
-    how = {"rubric": str(rubric or "python"), "prompts": prompts, "lr": lr, **asdict(settings)}
+    how = {"rubric": str(rubric), "prompts": prompts, "lr": lr, **asdict(settings)}
     both = {"before": (before, scores[0]), "after": (after, scores[1])}
     _leave(out, loaded, found, both, how)
     return found
 
 
-def rubric_of(file: Path | None) -> Rubric:
-    """The functions that a file marks, in their order; of None, `rollouts.python_rubric`.
-
-    The file is run: it is the user's own. Raises ValueError where it marks none, or cannot be run.
-    """
-    from isoflop.rollouts.rubric import WEIGHT, Rubric
-
-    if file is None:
-        from isoflop.rollouts import python_rubric
-
-        names = vars(python_rubric)
-    else:
-        import runpy
-
-        try:
-            names = runpy.run_path(str(file))
-        except (OSError, SyntaxError, ImportError) as error:
-            raise ValueError(f"--rubric {file} cannot be read: {error}") from error
-    marked = [value for value in names.values() if hasattr(value, WEIGHT)]
-    if not marked:
-        raise ValueError(f"--rubric {file}: no function in it is marked @reward or @metric")
-    return Rubric(marked)
-
-
-def _written(loaded: Loaded, tasks: Sequence[object], settings: Settings) -> list[Trace]:
+def _written(loaded: Loaded, tasks: Sequence[Task], settings: Settings) -> list[Trace]:
     """Every prompt with the seeds that a capture would ask it with."""
     from isoflop.rollouts.generate import Sampling, generate
     from isoflop.rollouts.grpo import trace_of
     from isoflop.rollouts.prompts import prompt_ids, row_seed
 
-    texts = [task.prompt for task in tasks]  # type: ignore[attr-defined]
+    texts = [task.prompt for task in tasks]
     seeds = [[row_seed(text, i) for i in range(settings.samples)] for text in texts]
     end = loaded.tokenizer.end_of_text
     sampling = Sampling(settings.temperature, settings.new_tokens, (end,))
     rows = generate(loaded.model, prompt_ids(texts, loaded.tokenizer), seeds, sampling)
     rows = sorted(rows, key=lambda row: (row.prompt_index, row.sample))
-    return [trace_of(row, tasks[row.prompt_index], loaded.tokenizer) for row in rows]  # type: ignore[arg-type]
+    return [trace_of(row, tasks[row.prompt_index], loaded.tokenizer) for row in rows]
 
 
 def _compared(course: list[Step], before: Scores, after: Scores) -> Taught:

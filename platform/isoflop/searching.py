@@ -170,7 +170,9 @@ def check(search: Search, job: Job) -> None:
     """Raises ValueError for a rollout metric that the runs of the search do not have."""
     names = {metric.name for metric in METRICS}
     sets = {spec.name for spec in job.run.rollouts.asked}
-    unheld = {metric.name for metric in METRICS if metric.level in ("token", "group")}
+    unheld = {"judged"}  # and what only models that write from left to right have of it
+    if job.run.objective.family != "decoder":
+        unheld = {metric.name for metric in METRICS if metric.level == "token"}
     settings = search.settings
     near = [aim for aim in settings.aims if aim.towards == "reference"]
     sought = {aim.metric for aim in settings.aims} | {bound.metric for bound in settings.bounds}
@@ -178,7 +180,8 @@ def check(search: Search, job: Job) -> None:
         if not metric.startswith("rollout/"):
             continue
         name, _, plain = metric.removeprefix("rollout/").rpartition("/")
-        if name not in sets or plain not in names:
+        paid = bool(job.run.rollouts.rewards) and plain.startswith("reward")
+        if name not in sets or not (paid or plain in names):
             own = ", ".join(f"rollout/{one}/" if one else "rollout/" for one in sorted(sets))
             raise ValueError(
                 f"the search is after {metric!r}; its runs have {own or 'no rollouts'}, each with "
@@ -187,7 +190,7 @@ def check(search: Search, job: Job) -> None:
         if plain in unheld and any(metric == aim.metric for aim in near):
             raise ValueError(
                 f"the search wants {metric!r} near to that of held-out text, which has none: it is "
-                "of the model that writes"
+                "of the model that writes, or of a judge"
             )
 
 
@@ -199,7 +202,8 @@ def metrics(job: Job, search: Search) -> dict[str, float | None]:
     found |= {str(k): _number(v) for k, v in row.items() if str(k).startswith("rollout/")}
     held_out = record.references([job]) if search.settings.near else {}
     for aim in search.settings.aims:
-        value, reference = found.get(aim.metric), held_out.get(aim.metric)
+        value = found.get(aim.metric)
+        reference = held_out.get(aim.metric, {}).get(job.run.identity)
         if aim.towards == "reference" and value is not None and reference is not None:
             found[str(aim)] = abs(value - reference)
     return found

@@ -11,8 +11,9 @@ import pytest
 from isoflop.cli import main
 from isoflop.exchange.checkpoint import load_checkpoint
 from isoflop.orchestration.job import Job, execute
-from isoflop.reward import go_on, rubric_of
+from isoflop.reward import go_on
 from isoflop.rollouts.grpo import Settings
+from isoflop.rollouts.rubric import of_text, text
 from isoflop.rollouts.verifiers import read_traces
 from isoflop.run import Run
 from isoflop.sample import write
@@ -77,8 +78,8 @@ def test_the_reward_rises_on_the_same_prompts_and_seeds(
 
     loaded = load_checkpoint(out)
     assert loaded.run == load_checkpoint(folder).run
-    text = write(out, ["def "], tokens=12, seed=1)[0]
-    assert text.count("e") > write(folder, ["def "], tokens=12, seed=1)[0].count("e")
+    written = write(out, ["def "], tokens=12, seed=1)[0]
+    assert written.count("e") > write(folder, ["def "], tokens=12, seed=1)[0].count("e")
     again = go_on(folder, tmp_path / "again", SETTINGS, rubric=rubric, prompts=prompts, steps=2)
     assert (
         go_on(folder, tmp_path / "more", SETTINGS, rubric=rubric, prompts=prompts, steps=2) == again
@@ -103,7 +104,8 @@ def test_the_command_tells_what_it_came_to(
 
 
 def test_the_rubric_that_comes_with_it() -> None:
-    functions = {function.__name__: weight for function, weight in rubric_of(None).functions}
+    found = of_text(text("python"))
+    functions = {function.__name__: weight for function, weight in found.functions}
     assert functions == {"brackets": 1.0, "varied": 0.5, "characters": 0.0}
 
 
@@ -111,12 +113,12 @@ def test_a_file_without_rewards_is_no_rubric(tmp_path: Path) -> None:
     file = tmp_path / "empty.py"
     file.write_text("def score(completion):\n    return 1\n")
     with pytest.raises(ValueError, match="is marked @reward or @metric"):
-        rubric_of(file)
+        text(file)
     file.write_text("def score(completion) return 1")
     with pytest.raises(ValueError, match="cannot be read"):
-        rubric_of(file)
+        text(file)
     with pytest.raises(ValueError, match="cannot be read"):
-        rubric_of(tmp_path / "missing.py")
+        text(tmp_path / "missing.py")
 
 
 def test_a_model_that_does_not_write_from_left_to_right_is_refused(

@@ -8,6 +8,7 @@ are kept, so that is the step that can be asked again; of one that was stopped, 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from isoflop.data.mixture import Mixed, prepare_all
+from isoflop.data.mixture import Mixed, parts, prepare_all
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import captures, write_references
-from isoflop.rollouts import capture, prompts, rows
+from isoflop.rollouts import capture, control, outside, prompts, references, rows
 from isoflop.rollouts.judge import judge
 from isoflop.rollouts.metrics import GROUP, plugins
+from isoflop.rollouts.regard import regard
+from isoflop.rollouts.rewards import Trace
+from isoflop.rollouts.rubric import Scores, of_text, text
 from isoflop.run import Run, Spec
 from isoflop.training.checkpoint import AVERAGED
 from isoflop.training.distributed import Ranks
@@ -119,13 +123,13 @@ def backfill(
             said = "is there" if found.reused else f"{found.count} rollouts"
             say(f"step {step}  {one.spec.name or 'own prompts'}: {said}, {found.rows}")
             files.append(found.rows)
-    write_references(ended.run, ended.prepared(cache), made)
+    write_references(ended.run, ended.prepared(cache), made, models)
     return files
 
 
-def rejudge(folder: Path, by: Path, zoo: Zoo, say: Say = lambda line: None) -> int:
+def rejudge(folder: Path, by: Path, zoo: Zoo, cache: Path, say: Say = lambda line: None) -> int:
     """Write what the run in folder `by` makes of all rollouts of the run in `folder` into their
-    rows, as the metric `judged`; the number of them.
+    rows, as the metric `judged`, and of held-out text into its references; the number of rollouts.
 
     Raises ValueError where the two have other tokens, or there are no rollouts.
     """
@@ -137,8 +141,39 @@ def rejudge(folder: Path, by: Path, zoo: Zoo, say: Say = lambda line: None) -> i
         raise ValueError(f"{folder} has no rollouts to judge")
     model = other.load(other.models()[-1][1])
     count = sum(judge(file, model) for file in files)
+    known = references.read(folder / "rollouts")
+    text = other.prepared(cache)
+    held = [part.validation() for part in parts(text).values()]
+    for spec in ended.run.rollouts.asked:
+        if spec.name in known and spec.new_tokens < model.config.context:
+            known[spec.name]["judged"] = control.judged(model, spec, held, text.tokenizer())
+    references.write(folder / "rollouts", known)
     say(f"{count} rollouts in {len(files)} captures judged by {by.name}")
     return count
+
+
+def reward(
+    folder: Path,
+    *,
+    rubric: str | None = None,
+    taskset: str | None = None,
+    python: str = sys.executable,
+    tasks: str | None = None,
+    say: Say = lambda line: None,
+) -> int:
+    """Write into the rows of the run in `folder` what a file's rubric says of them, or a taskset of
+    verifiers that `python` can import; the number of rollouts.
+
+    `tasks`: a file with answers and infos by prompt. Raises ValueError for what cannot be read, and
+    where there are no rollouts.
+    """
+
+    def outer(traces: Sequence[Trace]) -> Scores:
+        assert taskset is not None, "one of the two is given"
+        return outside.score(traces, taskset, python=python)
+
+    scorer = of_text(text(rubric)).score if rubric else outer
+    return regard(folder, scorer, prompts.tasks(tasks) if tasks else (), say)
 
 
 def remeasure(folder: Path, say: Say = lambda line: None) -> int:

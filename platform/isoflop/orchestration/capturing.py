@@ -7,25 +7,28 @@ run has read, and one budget. This file knows no Ray (`scribe` captures beside t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
-from isoflop.rollouts import references
+from isoflop.rollouts import control, references
 from isoflop.rollouts.alarm import Raised, raised
 from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
 from isoflop.rollouts.generate import Rollout
 from isoflop.rollouts.novelty import Reading
 from isoflop.rollouts.prompts import resolve
+from isoflop.rollouts.rubric import of_text
 from isoflop.rollouts.statistics import Aggregate
 from isoflop.run import Rollouts, Run, Spec
-from isoflop.training.checkpoint import Progress, write_json
+from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, gather
 from isoflop.training.loop import Record
 from models.interface import Model
+
+NOTICED = 2.0  # seconds of captures, below which nobody is told that they were too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ def captures(
     tokenizer, sources = prepared.tokenizer(), parts(prepared).values()
     reads = feed.batches(run, prepared)
     reading = Reading(reads) if asked.novelty else None
+    rubric = of_text(asked.rewards) if asked.rewards else None
     held_out = [part.validation() for part in sources]
     return [
         Capture(
@@ -82,6 +86,7 @@ def captures(
             study=study,
             axes=axes or {},
             reading=reading,
+            rubric=rubric,
             crew=Crew(ranks=ranks),
         )
         for spec in asked.asked
@@ -155,6 +160,17 @@ class Capturing:
         return {f"alarm/{one.metric}": one.value for one in found}
 
 
+def overspent(run: Run, result: Mapping[str, Any]) -> list[str]:
+    """In words, where captures took far more than the run's budget for them."""
+    share, budget = result["capture_share"], run.rollouts.budget
+    if result["capture_seconds"] < NOTICED or share <= 1.5 * budget:
+        return []
+    return [
+        f"rollouts took {share:.1%} of the training time, and their budget is {budget:.1%}: step 0 "
+        "and the end are always captured; fewer prompts, seeds or tokens keep it"
+    ]
+
+
 def recorded(name: str, captured: Captured) -> Record:
     """A capture's values and bounds as they are logged: rollout/METRIC, or rollout/SET/METRIC."""
     record: Record = {}
@@ -165,29 +181,35 @@ def recorded(name: str, captured: Captured) -> Record:
         if aggregate.low is not None and aggregate.high is not None:
             record[f"{key}.low"] = aggregate.low
             record[f"{key}.high"] = aggregate.high
+        if aggregate.missing and metric.startswith("reward"):
+            record[f"capture/failed/{key.removeprefix('rollout/')}"] = float(aggregate.missing)
     return record
 
 
-def write_references(run: Run, prepared: Prepared | Mixed, captures: Sequence[Capture]) -> None:
+def write_references(
+    run: Run,
+    prepared: Prepared | Mixed,
+    captures: Sequence[Capture],
+    models: Mapping[str, Model],
+) -> None:
     """`references.json` beside a run's rows: what each metric is on held-out text of the rollouts'
-    length, by that length; where the run indexes what it reads, its novelty as of now.
+    length, by the name of the set; where the run indexes what it reads, its novelty as of now; and
+    what the models ("raw", "ema") themselves make of that text.
 
-    Measured in nobody's budget: the metrics once per text, novelty when a run has ended.
+    Measured in nobody's budget: the metrics once per text, the others when a run has ended.
     """
     sources = list(parts(prepared).values())
     files = [part.validation() for part in sources]
     folder = sources[0].folder if len(sources) == 1 else captures[0].folder
     values: dict[str, dict[str, Aggregate]] = {}
     for capture in captures:
-        length = capture.spec.new_tokens
-        if str(length) in values:
-            continue
-        found = references.references(folder, files, capture.tokenizer, length)
+        spec, tokenizer = capture.spec, capture.tokenizer
+        found = references.references(folder, files, tokenizer, spec.new_tokens)
         seen = capture.reading and capture.reading.until(run.steps)
-        values[str(length)] = found | (references.novelty(seen, files, length) if seen else {})
-    plain = {
-        length: {name: asdict(item) for name, item in found.items()}
-        for length, found in values.items()
-    }
-    captures[0].folder.mkdir(parents=True, exist_ok=True)
-    write_json(captures[0].folder / "references.json", plain)
+        if seen:
+            end = tokenizer.end_of_text
+            found |= references.novelty(seen, files, spec.new_tokens, end)
+        found["unshared"] = control.independent(spec, files, tokenizer)
+        found |= control.control(models[spec.weights], spec, files, tokenizer)
+        values[spec.name] = found
+    references.write(captures[0].folder, values)

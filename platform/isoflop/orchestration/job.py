@@ -36,7 +36,7 @@ from isoflop import __version__
 from isoflop.data import feed, tokenizers
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
-from isoflop.orchestration.capturing import Capturing, captures, write_references
+from isoflop.orchestration.capturing import Capturing, captures, overspent, write_references
 from isoflop.orchestration.mirror import Mirror
 from isoflop.orchestration.system import Meter
 from isoflop.rollouts.capture import Capture as RolloutCapture
@@ -165,20 +165,23 @@ class Begun:
             values |= {"status": "alarmed", "error": str(alarm)}
         elif outcome.status == "stopped" and (job.folder / PRUNE).exists():
             values |= {"status": "pruned", "error": (job.folder / PRUNE).read_text()}
+        for warning in overspent(job.run, values):
+            self.hooks.warn(warning)
         if outcome.status == "finished":
             values["data"] = feed.described(job.run, feed.batches(job.run, job.prepared))
         return values
 
     def _keep(self, outcome: Outcome) -> None:
         job = self.job
-        write_json(job.folder / "history.json", outcome.progress.history)
+        write_json(job.folder / "history.json", _in_order(outcome.progress.history))
         if outcome.status == "finished":
             final = _keep_newest(job.folder / "checkpoints")
             tokenizers.save(job.prepared.tokenizer(), final)
             if job.mirror:
                 job.mirror.checkpoint(final)
             if self.asked:
-                write_references(job.run, job.prepared, self.asked)
+                models = {"raw": outcome.model, "ema": outcome.averaged or outcome.model}
+                write_references(job.run, job.prepared, self.asked, models)
 
 
 def begin(
@@ -230,6 +233,15 @@ def _open(job: Job, ranks: Ranks) -> None:
         write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
 
 
+def _in_order(history: list[Record]) -> list[Record]:
+    """One record a step: what was known of a step only later belongs to it."""
+    found: dict[float, Record] = {}
+    for record in history:
+        step = record["step"]
+        found[step] = {**found.get(step, {}), **record}
+    return [found[step] for step in sorted(found)]
+
+
 def _keep_newest(folder: Path) -> Path:
     """Only that, and nothing that a killed process left half written."""
     *older, newest = sorted(folder.glob("step-*"))
@@ -259,6 +271,8 @@ def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
         "seconds": progress.seconds,
         "evaluation_seconds": progress.evaluation_seconds,
         "capture_seconds": progress.capture_seconds,
+        "capture_share": progress.capture_seconds / max(1e-9, progress.seconds),
+        "captures_skipped": sum(r.get("capture/skipped", 0.0) for r in progress.history),
         "shared_steps": progress.shared_steps,
         "shared_seconds": progress.shared_seconds,
         "tokens_per_second": progress.step * job.run.batch_tokens / max(1e-9, progress.seconds),

@@ -32,6 +32,7 @@ from isoflop.training.process import settle
 from models.interface import Model
 
 Weights = dict[str, NDArray[Any]]
+Written = tuple[dict[int, Record], list[int]]  # records by step, and the steps that were dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class Scribe:
         self.flops = run.model.flops_per_token().training
         self.desk, self.changed = Desk(), threading.Condition()
         self.busy = False
-        self.record: Record = {}  # of the newest capture
+        self.records: dict[int, Record] = {}  # of every capture, by its step
         self.error: BaseException | None = None
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -86,14 +87,14 @@ class Scribe:
             self.desk.put(Offer(step, weights, kept))
             self.changed.notify_all()
 
-    def finish(self) -> tuple[Record, list[int]]:
-        """When nothing is left to do: the newest capture's record, and the steps that were dropped.
+    def finish(self) -> Written:
+        """When nothing is left to do: every capture's record, and the steps that were dropped.
         Raises what a capture raised."""
         with self.changed:
             self.changed.wait_for(lambda: self.error or not (self.busy or self.desk.waiting))
             if self.error is not None:
                 raise RuntimeError("a capture beside the training failed") from self.error
-            return self.record, self.desk.dropped
+            return self.records, self.desk.dropped
 
     def _work(self) -> None:
         while self.error is None:
@@ -103,7 +104,7 @@ class Scribe:
                 self.busy = True
             assert offer is not None
             try:
-                self.record = self._captured(offer)
+                self.records[offer.step] = self._captured(offer)
             except BaseException as error:  # told to whoever asks in `finish`
                 self.error = error
             with self.changed:
@@ -132,7 +133,8 @@ class Beside:
     """What the loop calls at the capture steps, where a scribe does the work.
 
     `offer` must return at once, `finish` when all is written: an actor's methods, or a `Scribe`'s.
-    The record of the last step holds the values of the end; those of earlier ones are in the rows.
+    The record of the last step holds the values of the end. Those of earlier captures, which were
+    not known in their time, go into the history before it, each with its own step.
     """
 
     def __init__(
@@ -140,11 +142,13 @@ class Beside:
         job: Job,
         ranks: Ranks,
         offer: Callable[[int, dict[str, Weights], bool], object],
-        finish: Callable[[], tuple[Record, list[int]]],
+        finish: Callable[[], Written],
     ) -> None:
         asked = job.run.rollouts
         self.steps = schedule(job.run.steps, asked.captures, asked.every)
         self.last = job.run.steps
+        self.tokens = job.run.batch_tokens
+        self.flops = job.run.model.flops_per_token().training
         self.ranks, self.offer, self.finish = ranks, offer, finish
 
     def __call__(
@@ -160,8 +164,13 @@ class Beside:
         record: Record = {"capture/copy_seconds": time.perf_counter() - began}
         if step == self.last:
             found, dropped = self.finish()
-            record |= {**found, "capture/dropped": float(len(dropped))}
+            record |= {**found.pop(step, {}), "capture/dropped": float(len(dropped))}
+            progress.history += [self._late(*item) for item in sorted(found.items())]
         return record
+
+    def _late(self, step: int, record: Record) -> Record:
+        tokens = step * self.tokens
+        return {"step": step, "tokens": tokens, "flops": float(tokens) * self.flops, **record}
 
 
 def weights(model: Model) -> Weights:
@@ -188,8 +197,8 @@ def beside(job: Job, ranks: Ranks, cpus: float = 0.0) -> Beside:
     def offer(step: int, weights: dict[str, Weights], kept: bool) -> None:
         actor.offer.remote(step, ray.put(weights), kept)  # in order: an actor has one thread
 
-    def finish() -> tuple[Record, list[int]]:
-        found: tuple[Record, list[int]] = ray.get(actor.finish.remote())
+    def finish() -> Written:
+        found: Written = ray.get(actor.finish.remote())
         return found
 
     return Beside(job, ranks, offer, finish)

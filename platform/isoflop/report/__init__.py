@@ -5,6 +5,7 @@ checklist    what a reviewer would ask of a scaling study, answered from the run
 page         `report.html` with its PNGs and CSVs, put in place whole
 interactive  the figures that answer to the pointer (plotly, inline: nothing is fetched)
 tables       CSV files, and the table of all runs
+written      how that moves with scale, metric by metric; all of them by name: spoken
 texts        what the models wrote, laid side by side
 compare      two studies, or two states of the code, run for run: the note of a pull request
 command      `isoflop compare`

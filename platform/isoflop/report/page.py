@@ -46,7 +46,7 @@ def build(
     table: pd.DataFrame,
     curves: Mapping[str, pd.DataFrame],
     rollouts: pd.DataFrame,
-    references: Mapping[str, float] | None = None,
+    references: Mapping[str, Mapping[str, float]] | None = None,
     family: str | None = "axis.arch",
     budget: str | None = "axis.flops",
     analysis: Analysis | None = None,

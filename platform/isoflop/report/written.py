@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -34,16 +35,20 @@ class Line:
     laws: tuple[str, ...]  # against compute, size and loss
 
 
-def laws(table: pd.DataFrame) -> pd.DataFrame:
-    """`metric_laws` of the telling metrics that differ between runs."""
+def laws(table: pd.DataFrame, *, every: bool = False) -> pd.DataFrame:
+    """`metric_laws` of the telling metrics that differ between runs, or of `every` one."""
     runs = finished(table)
-    kept = [name for name in telling(rollout_metrics(runs)) if runs[name].nunique() > 1]
+    names = rollout_metrics(runs)
+    kept = [name for name in (names if every else telling(names)) if runs[name].nunique() > 1]
     others = [name for name in rollout_metrics(table) if name not in kept]
     return metric_laws(table.drop(columns=others), rates=[n for n in kept if _share(n)])
 
 
-def lines(table: pd.DataFrame, found: pd.DataFrame, references: Mapping[str, float]) -> list[Line]:
-    """What `laws` found, in words, with the agreement of each metric and the loss."""
+def lines(
+    table: pd.DataFrame, found: pd.DataFrame, references: Mapping[str, Mapping[str, float]]
+) -> list[Line]:
+    """What `laws` found, in words, with the agreement of each metric and the loss. `references`: by
+    metric and run; their mean is shown."""
     if not len(found):
         return []
     by_metric: dict[str, list[dict[Any, Any]]] = {}
@@ -52,7 +57,7 @@ def lines(table: pd.DataFrame, found: pd.DataFrame, references: Mapping[str, flo
     return [
         Line(
             metric.removeprefix("rollout/").replace("_", " "),
-            text(references[metric]) if metric in references else "",
+            text(fmean(references[metric].values())) if metric in references else "",
             _agreed(table, metric, references.get(metric)),
             tuple(_law(row) for row in rows),
         )
@@ -76,10 +81,11 @@ def _law(row: Mapping[Any, Any]) -> str:
     return f"against {against} a {row['shape']}: {error}; {beyond} {value}"
 
 
-def _agreed(table: pd.DataFrame, metric: str, reference: float | None) -> str:
+def _agreed(table: pd.DataFrame, metric: str, reference: Mapping[str, float] | None) -> str:
     """Of a band, the order is by nearness to held-out text."""
     known = {item.name: item.direction for item in METRICS}
-    direction = known.get(metric.rpartition("/")[2], "band")
+    name = metric.rpartition("/")[2]
+    direction = known.get(name, "up" if name.startswith("reward") else "band")
     if direction == "band" and reference is None:
         return "no held-out value to be near to"
     found = agreement(table, metric, direction=direction, reference=reference)

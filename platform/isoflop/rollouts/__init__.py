@@ -19,12 +19,14 @@ groups      the rollouts of one prompt; pass@k
 corpus      many rollouts at a fixed number of tokens
 judge       what a frozen model of the same study makes of it
 references  the same metrics on held-out text of the same length, once per text
+control     what the model itself makes of that text; how much of it it would recite
 comparing   the difference of two runs on the same prompts and seeds, corrected for many metrics
 statistics  a number with its uncertainty: prompts are the sample, seeds lie within them
 alarm       a metric that has left its band, beyond doubt
 rewards     plain functions of either convention of `verifiers`, asked for their worth
 rubric      rewards with weights: a failure is null and counted
 verifiers   its formats, written and read without it
+regard      what rewards say of rows that are there already
 outside     its tasks, asked in a process of their own (outside_worker)
 grpo        a model that learns what a rubric rewards
 report      the page, the terminal browser, and the command that opens them

@@ -38,7 +38,8 @@ def check(rollouts: Rollouts) -> None:
     names = {metric.name for metric in METRICS}
     for alarm in rollouts.alarms:
         name, _, metric = alarm.metric.rpartition("/")
-        if name not in sets or metric not in names:
+        paid = bool(rollouts.rewards) and metric.startswith("reward")
+        if name not in sets or not (paid or metric in names):
             own = sorted(f"{spec}/" if spec else "(none)" for spec in sets)
             known = ", ".join(own) or "the run has no prompts"
             raise ValueError(

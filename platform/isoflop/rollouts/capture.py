@@ -16,11 +16,16 @@ not depend on how many they are.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
 
 from isoflop.captures import Rollouts, Spec
 from isoflop.rollouts import alarm, rows
@@ -30,6 +35,7 @@ from isoflop.rollouts.metrics import VALUES
 from isoflop.rollouts.novelty import MOST_TOKENS, Reading, Seen
 from isoflop.rollouts.prompts import Prompt, Tokenizer, prompt_id, row_seed
 from isoflop.rollouts.rows import Stamp, read
+from isoflop.rollouts.rubric import Rubric
 from isoflop.rollouts.statistics import Aggregate
 from isoflop.rollouts.timing import Budget, schedule
 from isoflop.run import Autoregressive
@@ -49,6 +55,18 @@ def check(rollouts: Rollouts, context: int) -> None:
     for spec in rollouts.asked:
         name = f"rollouts.specs.{spec.name}" if spec.name else "rollouts"
         _check(spec, name, context)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Every random state is as it was afterwards: functions of others run inside, and may draw."""
+    own, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(legacy)
 
 
 def _check(spec: Spec, name: str, context: int) -> None:
@@ -127,6 +145,7 @@ class Capture:
     study: str = ""
     axes: Mapping[str, Any] = field(default_factory=dict)  # plain values: written as JSON
     reading: Reading | None = None  # what the run has read; shared by all sets of a run
+    rubric: Rubric | None = None  # what rewards the rollouts
     crew: Crew = Alone()
 
     def __post_init__(self) -> None:
@@ -146,7 +165,7 @@ class Capture:
         began = time.perf_counter()
         table = None
         if self.crew.rank == 0:
-            table = rows.done(self.path(step), self.run, self.prompts, self.spec.seeds)
+            table = rows.done(self.path(step), self.run, self.prompts, self.spec)
         reused = self.crew.agree(table is not None)
         if not reused:
             stamp = Stamp(
@@ -174,6 +193,9 @@ class Capture:
             made, measured, self.prompts, self.spec, stamp,
             tokenizer=self.tokenizer.name, seconds=seconds,
         )  # fmt: skip
+        if self.rubric is not None:
+            with undisturbed():
+                table = rows.rewarded(table, self.rubric.score_rows(table.to_pylist()))
         rows.write(table, self.path(stamp.step))
         return table
 
@@ -187,8 +209,10 @@ class Capture:
             spec.temperature,
             spec.new_tokens,
             (self.tokenizer.end_of_text,),
+            repetition=spec.repetition,
             top_k=spec.top_k,
             top_p=spec.top_p,
+            min_p=spec.min_p,
         )
         framing = self.objective.framing(model.config.text_vocab)
         found = generate(model, [prompt.ids for prompt in prompts], seeds, sampling, framing)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isoflop.rollouts.catalogue import VALUES
+from isoflop.rollouts.rows import column as column_of
 from isoflop.rollouts.statistics import Aggregate, mean
 
 if TYPE_CHECKING:
@@ -35,15 +36,16 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> Aggregate:
     Each frame has one row per set, prompt and sample, as `capture.read` gives for one run and step.
     Raises ValueError where a frame has two of the same, or the metric stands in neither.
     """
-    column = f"m.{metric}"
+    column = column_of(metric, [*first.columns])
     for frame, name in ((first, "first"), (second, "second")):
-        if column not in frame:
-            raise ValueError(f"the {name} rows have no column {column!r}")
+        if column is None or column not in frame:
+            raise ValueError(f"the {name} rows have no metric {metric!r}")
         if frame.duplicated(KEY).any():
             raise ValueError(
                 f"the {name} rows hold a prompt and sample twice; take one run and one step"
             )
     pairs = first[[*KEY, column]].merge(second[[*KEY, column]], on=KEY, suffixes=("_1", "_2"))
+    assert column is not None
     difference = pairs[f"{column}_2"].astype(float) - pairs[f"{column}_1"].astype(float)
     prompts = pairs.groupby(["spec", "prompt_id"], sort=True).ngroup()
     values: Floats = np.asarray(difference, dtype=np.float64)
@@ -61,7 +63,7 @@ def compare(
 
     rows = []
     for metric in metrics:
-        if f"m.{metric}" not in first or f"m.{metric}" not in second:
+        if not all(column_of(metric, [*frame.columns]) for frame in (first, second)):
             continue
         found = paired(first, second, metric)
         rows.append({"metric": metric, **asdict(found), "p": probability(found)})

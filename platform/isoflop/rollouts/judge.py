@@ -9,6 +9,7 @@ Letters: R rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,19 @@ from models.interface import Denoiser, EncoderDecoder, Model
 Ids = NDArray[np.integer]
 
 
-def logprobs(
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a model makes of each token of a text (M,)."""
+
+    logprobs: NDArray[np.float32]  # nats
+    entropies: NDArray[np.float32]  # nats, of the distribution that the token is one of
+    greedy: NDArray[np.bool_]  # whether it is the likeliest
+
+
+def read(
     model: Model, prompts: Sequence[Ids], completions: Sequence[Ids], *, batch: int = 32
-) -> list[NDArray[np.float32] | Missing]:
-    """The log probability in nats of each completion's tokens behind its prompt.
+) -> list[Read | Missing]:
+    """What the model makes of each completion's tokens behind its prompt.
 
     Missing where both together are longer than the model's context. Raises ValueError for a model
     that does not write from left to right.
@@ -39,20 +49,19 @@ def logprobs(
     both = [
         np.concatenate(pair).astype(np.int64) for pair in zip(prompts, completions, strict=True)
     ]
-    found: list[NDArray[np.float32] | Missing] = [
-        Missing("longer than the reference model's context")
-    ] * len(both)
+    found: list[Read | Missing] = [Missing("longer than the reference model's context")] * len(both)
     fitting = [i for i, ids in enumerate(both) if 1 < len(ids) <= model.config.context]
     order = sorted(fitting, key=lambda i: len(both[i]))
     with evaluating(model):
         for first in range(0, len(order), batch):
             some = order[first : first + batch]
-            for i, values in zip(some, _scored(model, [both[i] for i in some]), strict=True):
-                found[i] = values[len(prompts[i]) - 1 :]
+            for i, seen in zip(some, _scored(model, [both[i] for i in some]), strict=True):
+                own = slice(len(prompts[i]) - 1, None)
+                found[i] = Read(seen.logprobs[own], seen.entropies[own], seen.greedy[own])
     return found
 
 
-def _scored(model: Model, texts: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+def _scored(model: Model, texts: Sequence[NDArray[np.int64]]) -> list[Read]:
     """Of each token but a text's first. Blanks stand behind the shorter ones, where no token looks
     back on them."""
     device = next(model.parameters()).device
@@ -62,7 +71,10 @@ def _scored(model: Model, texts: Sequence[NDArray[np.int64]]) -> list[NDArray[np
     tokens = torch.from_numpy(filled).to(device)
     known = model(tokens[:, :-1]).float().log_softmax(-1)
     values = known.gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2).cpu().numpy()
-    return [row[: len(text) - 1] for row, text in zip(values, texts, strict=True)]
+    entropies = torch.special.entr(known.exp()).sum(-1).cpu().numpy()
+    greedy = (known.argmax(-1) == tokens[:, 1:]).cpu().numpy()
+    ends = [len(text) - 1 for text in texts]
+    return [Read(values[i, :n], entropies[i, :n], greedy[i, :n]) for i, n in enumerate(ends)]
 
 
 def judge(file: Path, model: Model) -> int:
@@ -74,8 +86,8 @@ def judge(file: Path, model: Model) -> int:
         [row.values.to_numpy() for row in table[name]] for name in ("prompt_ids", "completion_ids")
     )
     values = [
-        judged(Sample(ids, "", judged=found))
-        for ids, found in zip(completions, logprobs(model, prompts, completions), strict=True)
+        judged(Sample(ids, "", judged=seen.logprobs if isinstance(seen, Read) else seen))
+        for ids, seen in zip(completions, read(model, prompts, completions), strict=True)
     ]
     for name, column in rows.metric_columns("judged", values).items():
         table = table.set_column(table.column_names.index(name), name, column)

@@ -12,9 +12,11 @@ one that raises becomes a missing value with the error as its reason.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,19 +101,36 @@ def too_few(
 def reference(
     windows: Sequence[NDArray[np.integer]],
     decode: Callable[[NDArray[np.integer]], str],
-    prompts: Sequence[str] | None = None,
+    end: int | None = None,
 ) -> dict[str, Aggregate]:
     """The same metrics on windows of held-out text, cut to the rollouts' length by the caller.
 
-    Each window counts as a prompt of its own; `prompts`: the text before each, where it is known.
-    What only a model has (entropy, surprise) stays without a value.
+    Each window counts as a prompt of its own, and ends with its first `end`, as a rollout does.
+    What only a model has (entropy, surprise) stays without a value, and says why.
     """
-    before = prompts or [""] * len(windows)
-    samples = [
-        Sample(ids, decode(ids), prompt) for ids, prompt in zip(windows, before, strict=True)
-    ]
-    values = {name: [number(item) for item in column] for name, column in score(samples).items()}
-    return summarise(values, windows, range(len(windows)))
+    samples = []
+    for ids in windows:
+        own, stopped = cut(ids, end)
+        text = decode(own[:-1] if stopped else own)
+        samples.append(Sample(own, text, stopped=stopped))
+    scored = score(samples)
+    values = {name: [number(item) for item in column] for name, column in scored.items()}
+    found = summarise(values, [sample.ids for sample in samples], range(len(samples)))
+    return {name: reasoned(item, scored.get(name, ())) for name, item in found.items()}
+
+
+def cut(ids: NDArray[Any], end: int | None) -> tuple[NDArray[Any], bool]:
+    """As far as the first `end`, that included, and whether there is one."""
+    hits = [] if end is None else np.flatnonzero(ids == end).tolist()
+    return (ids[: hits[0] + 1], True) if hits else (ids, False)
+
+
+def reasoned(found: Aggregate, values: Sequence[float | Missing]) -> Aggregate:
+    """With the most frequent reason, where no sample has a value."""
+    reasons = Counter(value.reason for value in values if isinstance(value, Missing))
+    if found.value is not None or not reasons:
+        return found
+    return replace(found, estimator=f"no values: {reasons.most_common(1)[0][0]}")
 
 
 def plugins() -> tuple[Metric, ...]:

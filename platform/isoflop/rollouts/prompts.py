@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.captures import Rollouts, Spec
+from isoflop.rollouts import rubric
 from isoflop.rollouts.novelty import Reads
+from isoflop.rollouts.rewards import Task
 
 SHIPPED = ("text", "code")
 
@@ -55,6 +57,8 @@ class Prompt:
     ids: NDArray[np.integer]
     truth: NDArray[np.integer] | None = None
     first_read: int | None = None  # the optimizer step that first trained on it
+    answer: str = ""  # to it, for rewards; and whatever else they may ask for
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -78,18 +82,36 @@ def row_seed(prompt: str, sample: int) -> int:
 
 
 def read(rollouts: Rollouts) -> Rollouts:
-    """The same with the prompts of every source in it, so that no worker needs the file.
+    """The same with the prompts of every source and the text of the rubric in it, so that no worker
+    needs the files.
 
-    Raises ValueError for a source that is not there, or holds what is no prompt.
+    Raises ValueError for a source that is not there, or holds what is no prompt, and for a rubric
+    that is none.
     """
     specs = tuple(
-        replace(spec, prompts=_read(spec.source)) if spec.source and not spec.prompts else spec
-        for spec in rollouts.specs
+        _filled(spec) if spec.source and not spec.prompts else spec for spec in rollouts.specs
     )
-    return replace(rollouts, specs=specs)
+    rewards = rollouts.rewards or (rubric.text(rollouts.rubric) if rollouts.rubric else "")
+    return replace(rollouts, specs=specs, rewards=rewards)
 
 
-def _read(source: str) -> tuple[str, ...]:
+def _filled(spec: Spec) -> Spec:
+    found = tasks(spec.source)
+    answers = tuple(task.answer for task in found)
+    infos = tuple(json.dumps(task.info, sort_keys=True) for task in found)
+    return replace(
+        spec,
+        prompts=tuple(task.prompt for task in found),
+        answers=answers if any(answers) else (),
+        infos=infos if any(task.info for task in found) else (),
+    )
+
+
+def tasks(source: str) -> tuple[Task, ...]:
+    """The prompts of a source, with the answer and the info that a .jsonl file has beside them.
+
+    Of a prompt that stands there twice, the first. Raises ValueError where `read` does.
+    """
     shipped = source in SHIPPED
     folder = resources.files("isoflop.rollouts") / "sets"
     path = folder / f"{source}.jsonl" if shipped else Path(source)
@@ -103,15 +125,18 @@ def _read(source: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts cannot be read from {source!r}: {error}") from error
     if source.endswith(".txt"):
-        prompts = [line for line in lines if line.strip()]
+        found = [Task(prompt=line) for line in lines if line.strip()]
     else:
-        prompts = [_prompt(line, f"{source}, line {n}") for n, line in enumerate(lines, 1) if line]
-    if not prompts:
+        found = [_task(line, f"{source}, line {n}") for n, line in enumerate(lines, 1) if line]
+    if not found:
         raise ValueError(f"{source!r} holds no prompts")
-    return tuple(dict.fromkeys(prompts))
+    first: dict[str, Task] = {}
+    for task in found:
+        first.setdefault(task.prompt, task)
+    return tuple(first.values())
 
 
-def _prompt(line: str, where: str) -> str:
+def _task(line: str, where: str) -> Task:
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -119,7 +144,10 @@ def _prompt(line: str, where: str) -> str:
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str):
         raise ValueError(f'{where} is {line!r}; it must be an object with "prompt", a string')
-    return prompt
+    answer, info = value.get("answer", ""), value.get("info", {})
+    if not isinstance(info, dict):
+        raise ValueError(f"{where}: info is {info!r}; it must be an object")
+    return Task(prompt=prompt, answer=str(answer), info=info)
 
 
 def resolve(
@@ -136,7 +164,14 @@ def resolve(
     Raises ValueError where those texts are too short.
     """
     if spec.kind == "fixed":
-        return tuple(written(prompt, tokenizer) for prompt in spec.prompts)
+        return tuple(
+            replace(
+                written(prompt, tokenizer),
+                answer=spec.answers[i] if spec.answers else "",
+                info=json.loads(spec.infos[i]) if spec.infos else {},
+            )
+            for i, prompt in enumerate(spec.prompts)
+        )
     if spec.kind == "empty":
         return (written("", tokenizer),)
     if spec.kind == "heldout_prefix":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from isoflop.rollouts.catalogue import METRICS, longest_copy, novel
 from isoflop.rollouts.measured import Sample, number
-from isoflop.rollouts.metrics import reference
+from isoflop.rollouts.metrics import cut, reasoned, reference
 from isoflop.rollouts.novelty import ORDERS, Seen
 from isoflop.rollouts.prompts import Held, Tokenizer, spread
 from isoflop.rollouts.rows import VERSION
@@ -38,8 +38,10 @@ def windows(files: Sequence[Held], length: int, count: int = WINDOWS) -> list[ND
 
 
 def measure(files: Sequence[Held], tokenizer: Tokenizer, length: int) -> dict[str, Aggregate]:
-    """Every metric that text has without a model, of held-out windows."""
-    return reference(windows(files, length), lambda ids: tokenizer.decode(ids.tolist()))
+    """Every metric that text has without a model, of held-out windows. One within which a document
+    ends is cut there: so often, and there, a model should end its text."""
+    held = windows(files, length)
+    return reference(held, lambda ids: tokenizer.decode(ids.tolist()), tokenizer.end_of_text)
 
 
 def references(
@@ -60,16 +62,37 @@ def references(
     return found
 
 
-def read(folder: Path) -> dict[int, dict[str, Aggregate]]:
-    """What a run's `references.json` says, by length; empty where there is none (yet)."""
+def read(folder: Path) -> dict[str, dict[str, Aggregate]]:
+    """What a run's `references.json` says, by the set's name; empty where there is none (yet).
+
+    Older ones, which go by the rollouts' length, are read as such: see `of_set`.
+    """
     try:
         values = json.loads((folder / "references.json").read_text())
     except (FileNotFoundError, ValueError):
         return {}
     return {
-        int(length): {name: Aggregate(**item) for name, item in found.items()}
-        for length, found in values.items()
+        name: {metric: Aggregate(**item) for metric, item in found.items()}
+        for name, found in values.items()
     }
+
+
+def of_set(
+    known: Mapping[str, Mapping[str, Aggregate]], name: str, length: int
+) -> Mapping[str, Aggregate]:
+    """The references of a set of prompts, whose rollouts have so many tokens."""
+    return known.get(name, known.get(str(length), {}))
+
+
+def write(folder: Path, found: Mapping[str, Mapping[str, Aggregate]]) -> None:
+    """`references.json`, all or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {
+        name: {metric: asdict(item) for metric, item in own.items()} for name, own in found.items()
+    }
+    partial = folder / f".references.json.{os.getpid()}"
+    partial.write_text(json.dumps(plain))
+    partial.replace(folder / "references.json")
 
 
 def _keep(path: Path, found: dict[str, Aggregate]) -> None:
@@ -81,17 +104,20 @@ def _keep(path: Path, found: dict[str, Aggregate]) -> None:
         return
 
 
-def novelty(seen: Seen, files: Sequence[Held], length: int) -> dict[str, Aggregate]:
+def novelty(
+    seen: Seen, files: Sequence[Held], length: int, end: int | None = None
+) -> dict[str, Aggregate]:
     """What of held-out text stands in what a run has read by now: changes as it reads on."""
-    held = windows(files, length)
+    held = [cut(ids, end)[0] for ids in windows(files, length)]
     made = [
         Sample(ids, "", copies=copies) for ids, copies in zip(held, seen.copies(held), strict=True)
     ]
+    shares = {n: [novel(sample, order=n) for sample in made] for n in ORDERS}
     found = {
-        f"novel_{n}": mean(
-            [number(novel(sample, order=n)) for sample in made], range(len(made)), share=True
+        f"novel_{n}": reasoned(
+            mean([number(value) for value in own], range(len(made)), share=True), own
         )
-        for n in ORDERS
+        for n, own in shares.items()
     }
     lengths = [number(longest_copy(sample)) for sample in made]
     return {**found, "longest_copy": mean(lengths, range(len(made)))}

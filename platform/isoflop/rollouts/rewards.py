@@ -14,6 +14,7 @@ of the model.
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,9 +88,10 @@ Value = float | Failure
 
 
 def of_row(
-    row: Mapping[str, Any], answer: str = "", info: Mapping[str, Any] | None = None
+    row: Mapping[str, Any], answer: str | None = None, info: Mapping[str, Any] | None = None
 ) -> Trace:
-    """One row of a capture, as `capture.read` or a parquet file gives it."""
+    """One row of a capture, as `capture.read` or a parquet file gives it; with an answer and info
+    other than its own, where they are given."""
 
     def floats(name: str) -> NDArray[np.float32]:
         return np.asarray(row[name], dtype=np.float32)
@@ -100,7 +102,11 @@ def of_row(
         if name.startswith("m.") and value is not None and math.isfinite(value)
     }
     state = {name: row[name] for name in ("run", "step", "tokens_seen", "flops") if name in row}
-    task = Task(prompt=row["prompt"], answer=answer, info=info or {}, id=row["prompt_id"])
+    if answer is None:
+        answer = row.get("answer") or ""
+    if info is None:
+        info = json.loads(row.get("info") or "{}")
+    task = Task(prompt=row["prompt"], answer=answer, info=info, id=row["prompt_id"])
     return Trace(
         task=task,
         completion=row["text"],

@@ -3,7 +3,9 @@
 `step-00000123.parquet` is of the set without a name, `step-00000123.NAME.parquet` of another. Log
 probabilities and entropies are kept in half precision; metrics were computed before that. Where a
 metric `m.NAME` has no value, `why.NAME` has the reason. `copied` holds the first token and the
-length of each stretch that the run had read, in turn. Everything but `seconds` (of processor
+length of each stretch that the run had read, in turn. Rewards, where a rubric gave some, are in
+`reward` and `reward.NAME`, with their `reward_weights`, and `why.reward.NAME` where a function
+failed. Everything but `seconds` (of processor
 time per rollout, as far as writing them goes) follows from the weights, the prompts and the seeds.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +27,14 @@ from isoflop.rollouts.measured import Metric, Missing, Sample, number
 from isoflop.rollouts.metrics import VALUES, score, summarise
 from isoflop.rollouts.novelty import Copies, Seen
 from isoflop.rollouts.prompts import Prompt, Tokenizer, row_seed, set_id
-from isoflop.rollouts.statistics import Aggregate
+from isoflop.rollouts.rubric import Score, Scores
+from isoflop.rollouts.statistics import Aggregate, mean
 
 if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-VERSION = "3"  # of the rows: their columns, how they are sampled, and what the metrics mean
+VERSION = "4"  # of the rows: their columns, how they are sampled, and what the metrics mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,8 @@ def table(
             [row_seed(p.text, r.sample) for p, r in zip(asked, rollouts, strict=True)], pa.int64()
         ),
         "prompt": pa.array([prompt.text for prompt in asked], pa.string()),
+        "answer": pa.array([prompt.answer for prompt in asked], pa.string()),
+        "info": pa.array([json.dumps(dict(p.info), sort_keys=True) for p in asked], pa.string()),
         "prompt_ids": pa.array([row.prompt_ids for row in rollouts], ids),
         "completion_ids": pa.array([row.completion_ids for row in rollouts], ids),
         "logprobs": pa.array([_half(row.logprobs) for row in rollouts], halves),
@@ -167,15 +172,34 @@ def _same(
         "spec": spec.name,
         "kind": spec.kind,
         "prompt_set": prompts,
-        "temperature": float(spec.temperature),
-        "top_k": spec.top_k,
-        "top_p": float(spec.top_p),
-        "weights": "raw",
+        **_asked(spec),
         "seconds": seconds / max(1, count),
         "tokenizer": tokenizer,
         "version": VERSION,
     }
     return {name: pa.array([value] * count) for name, value in values.items()}
+
+
+def scored_as(row: Mapping[str, Any]) -> Score:
+    """The rewards of a row, as the rubric gave them."""
+    parts = {name[7:]: row[name] for name in row if name.startswith("reward.")}
+    errors = {name: row.get(f"why.reward.{name}") for name in parts}
+    failed = {name: why for name, why in errors.items() if why}
+    weights = json.loads(row.get("reward_weights") or "{}")
+    return Score(row.get("reward"), parts, failed, weights)
+
+
+def _asked(spec: Spec) -> dict[str, Any]:
+    """How the model is asked, as rows state it."""
+    return {
+        "temperature": float(spec.temperature),
+        "top_k": spec.top_k,
+        "top_p": float(spec.top_p),
+        "min_p": float(spec.min_p),
+        "repetition": float(spec.repetition),
+        "new_tokens": spec.new_tokens,
+        "weights": spec.weights,
+    }
 
 
 def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -184,11 +208,44 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def aggregates(rows: pyarrow.Table) -> dict[str, Aggregate]:
-    """Every metric of a file's rows."""
+    """Every metric of a file's rows, and its rewards."""
     _, prompts = np.unique(rows["prompt_id"].to_pylist(), return_inverse=True)
     values = {name: rows[f"m.{name}"].to_pylist() for name in VALUES}
     ids = [row.values.to_numpy() for row in rows["completion_ids"]]
-    return summarise(values, ids, prompts)
+    paid = rewards(rows.column_names)
+    return summarise(values, ids, prompts) | {
+        name: mean(rows[column].to_pylist(), prompts) for name, column in paid.items()
+    }
+
+
+def rewards(columns: Sequence[str]) -> dict[str, str]:
+    """The columns of rewards by their names as metrics: `reward`, and `reward_NAME` of each."""
+    own = [name for name in columns if name == "reward" or name.startswith("reward.")]
+    return {name.replace(".", "_", 1): name for name in own}
+
+
+def column(name: str, columns: Collection[str]) -> str | None:
+    """Where the values of a metric, or of a reward, stand in rows; None where they do not."""
+    found = f"m.{name}"
+    return found if found in columns else rewards(list(columns)).get(name)
+
+
+def rewarded(table: pyarrow.Table, scores: Scores) -> pyarrow.Table:
+    """The same rows with their rewards, in place of those that they had."""
+    import pyarrow as pa
+
+    old = [name for name in table.column_names if name.removeprefix("why.").startswith("reward")]
+    table = table.drop_columns(old)
+    for name, values in scores.columns().items():
+        table = table.append_column(name, pa.array(values, pa.float64()))
+    weights = json.dumps(
+        {name: value for row in scores.rows for name, value in row.weights.items()}
+    )
+    table = table.append_column("reward_weights", pa.array([weights] * table.num_rows))
+    for name in dict.fromkeys(part for row in scores.rows for part in row.errors):
+        reasons = [row.errors.get(name) for row in scores.rows]
+        table = table.append_column(f"why.reward.{name}", pa.array(reasons, pa.string()))
+    return table
 
 
 def samples_of(rows: pyarrow.Table) -> list[Sample]:
@@ -225,8 +282,9 @@ def measure(file: Path, metrics: Sequence[Metric]) -> dict[str, Aggregate]:
     return summarise(plain, [sample.ids for sample in found], prompts, metrics)
 
 
-def done(file: Path, run: str, prompts: Sequence[Prompt], seeds: int) -> pyarrow.Table | None:
-    """The rows that an earlier start of this run wrote; None if they must be made."""
+def done(file: Path, run: str, prompts: Sequence[Prompt], spec: Spec) -> pyarrow.Table | None:
+    """The rows that an earlier start of this run wrote, asked in the same way; None if they must be
+    made."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -237,11 +295,12 @@ def done(file: Path, run: str, prompts: Sequence[Prompt], seeds: int) -> pyarrow
     except (OSError, pa.ArrowInvalid):  # cut short by a full disk: written anew
         return None
     missing = {f"m.{name}" for name in VALUES} - set(rows.column_names)
-    if missing or rows.num_rows != len(prompts) * seeds:
+    wanted = {"run": run, "version": VERSION, "prompt_set": set_id(prompts), **_asked(spec)}
+    missing |= set(wanted) - set(rows.column_names)
+    if missing or rows.num_rows != len(prompts) * spec.seeds:
         return None
-    columns = ("run", "version", "prompt_set")
-    stamps = {tuple(row.values()) for row in rows.select(columns).to_pylist()}
-    return rows if stamps <= {(run, VERSION, set_id(prompts))} else None
+    stamps = {tuple(row.values()) for row in rows.select(list(wanted)).to_pylist()}
+    return rows if stamps <= {tuple(wanted.values())} else None
 
 
 def write(rows: pyarrow.Table, file: Path) -> None:

@@ -7,6 +7,9 @@
     rubric = Rubric([(parses, 1.0), short, metric(words)])
     scores = rubric.score(traces)
 
+A file of such functions is a rubric too (`text`, `of_text`): `Rollouts(rubric="MY.py")` rewards a
+run's captures, `isoflop reward --rubric MY.py` teaches by it.
+
 The reward of a rollout is the weighted sum; a function of weight 0 is a metric, and only noted. A
 rollout for which a weighted function has no value has no reward, and is counted.
 """
@@ -18,6 +21,8 @@ import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from isoflop.rollouts.rewards import (
@@ -34,6 +39,7 @@ from isoflop.rollouts.rewards import (
 from isoflop.rollouts.statistics import Aggregate, mean
 
 WEIGHT = "isoflop_weight"
+SHIPPED = "python"  # the rubric that comes with isoflop: `python_rubric`
 AT_ONCE = 64  # async functions that wait side by side
 
 
@@ -119,7 +125,7 @@ class Rubric:
     ) -> Scores:
         """The rows of captures; `answers` by the prompt's text."""
         found = answers or {}
-        return self.score([of_row(row, found.get(row["prompt"], "")) for row in rows])
+        return self.score([of_row(row, found.get(row["prompt"])) for row in rows])
 
     async def ascore(self, traces: Sequence[Trace]) -> Scores:
         """Every function on every rollout; those that wait do so side by side."""
@@ -143,6 +149,37 @@ class Rubric:
                         parts[name] = value
                         total = None if total is None else total + weight * value
         return Score(total, parts, errors, weights)
+
+
+def text(file: str | Path) -> str:
+    """The source of a rubric: of a file, or the one that comes with isoflop.
+
+    Raises ValueError where it cannot be read, or is no rubric.
+    """
+    own = resources.files("isoflop.rollouts") / "python_rubric.py"
+    path = own if str(file) == SHIPPED else Path(file)
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"rubric {file} cannot be read: {error}") from error
+    of_text(found, str(file))
+    return found
+
+
+def of_text(source: str, name: str = "the rubric") -> Rubric:
+    """The functions that a source marks, in their order. It is run: it is the user's own.
+
+    Raises ValueError where it marks none, or cannot be run.
+    """
+    names: dict[str, Any] = {"__name__": "rubric"}
+    try:
+        exec(compile(source, name, "exec"), names)
+    except Exception as error:  # a user's file: anything
+        raise ValueError(f"rubric {name} cannot be read: {error!r}") from error
+    marked = [value for value in names.values() if hasattr(value, WEIGHT)]
+    if not marked:
+        raise ValueError(f"rubric {name}: no function in it is marked @reward or @metric")
+    return Rubric(marked)
 
 
 async def _ask(function: Function, trace: Trace) -> dict[str, Value]:

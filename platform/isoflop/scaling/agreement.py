@@ -7,7 +7,7 @@ is low, choosing by loss chooses other text.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,15 +114,15 @@ def agreement(
     metric: str,
     *,
     direction: Direction = "up",
-    reference: float | None = None,
+    reference: float | Mapping[str, float] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Agreement | Refusal:
     """How far the order of the finished runs by `loss` is that by `metric` (a column).
 
     `direction`: which end of the metric is best; for a band it is nearness to `reference`, the
-    value of human text. Raises ValueError for a metric that the table lacks, and for a band
-    without its reference.
+    value of human text, or each run's own. Raises ValueError for a metric that the table lacks, and
+    for a band without its reference.
     """
     if metric not in table:
         raise ValueError(f"the run table has no column {metric!r}")
@@ -130,12 +130,14 @@ def agreement(
         raise ValueError(f"{metric} is a band: give the reference that it should be near to")
     runs = finished(table)
     runs = runs[runs[metric].notna() & runs["loss"].notna()]
+    if isinstance(reference, Mapping):
+        runs = runs[runs["run"].isin(reference.keys())]
     if len(runs) < FEWEST:
         why = f"{len(runs)} finished runs have {metric}"
         return Refusal("too few points", why, f"finish at least {FEWEST}")
     loss, value = runs["loss"].to_numpy(float), runs[metric].to_numpy(float)
     worse = {"up": -value, "down": value}.get(direction)
-    worse = np.abs(value - (reference or 0.0)) if worse is None else worse
+    worse = np.abs(value - _near(runs, reference)) if worse is None else worse
     tau = _tau(loss, worse)
     if tau is None:
         why = f"all runs have the same {metric}, or the same loss"
@@ -148,6 +150,13 @@ def agreement(
         metric, len(runs), tau, float(low), float(high),
         str(names[loss.argmin()]), str(names[worse.argmin()]),
     )  # fmt: skip
+
+
+def _near(runs: pd.DataFrame, reference: float | Mapping[str, float] | None) -> Array:
+    """What each run's value should be near to."""
+    if isinstance(reference, Mapping):
+        return np.array([reference[run] for run in runs["run"]], dtype=float)
+    return np.full(len(runs), reference or 0.0)
 
 
 def _tau(x: Array, y: Array) -> float | None:

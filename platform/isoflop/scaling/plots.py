@@ -170,8 +170,8 @@ def loss_curves(
 
 
 TELLING = (
-    "loop", "repetition", "entropy", "distinct_2", "parses_as_python", "novel_8", "longest_copy",
-    "recalled", "compression",
+    "reward", "loop", "repetition", "entropy", "distinct_2", "parses_as_python", "novel_8",
+    "longest_copy", "recalled", "compression",
 )  # fmt: skip
 PANELS = 12  # of rollout metrics in a figure
 

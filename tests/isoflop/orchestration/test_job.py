@@ -17,6 +17,7 @@ import pytest
 from isoflop import __version__
 from isoflop.data.frames import FRAMES
 from isoflop.data.mixture import prepare_all
+from isoflop.orchestration.capturing import overspent
 from isoflop.orchestration.job import FINAL, Job, execute, result
 from isoflop.rollouts.capture import read
 from isoflop.run import Checkpoints, Evaluation, Part, Rollouts, Run, Text
@@ -88,6 +89,21 @@ def test_rollouts_are_rows_from_the_start_to_the_end(make_run: MakeRun, make_job
     assert set(rows["axes"]) == {'{"arch": "llama"}'}
     first, last = rows[rows.step == 0], rows[rows.step == 20]
     assert list(first.text) != list(last.text), "the model has changed meanwhile"
+
+
+def test_what_captures_cost_is_recorded(make_run: MakeRun, make_job: MakeJob) -> None:
+    """Without a budget only the ends are captured, and the others counted."""
+    job = make_job(make_run("llama", rollouts=replace(ASKED, captures=5, budget=0.0)))
+    values = run(job)
+    assert set(read(job.folder / "rollouts").step) == {0, 20}
+    assert values["captures_skipped"] == 3
+    assert values["capture_share"] == values["capture_seconds"] / values["seconds"] > 0
+    history = json.loads((job.folder / "history.json").read_text())
+    assert len([r for r in history if r.get("capture/skipped")]) == 3
+    dear = {"capture_seconds": 3.0, "capture_share": 0.05}
+    (said,) = overspent(replace(job.run, rollouts=replace(ASKED, budget=0.02)), dear)
+    assert "rollouts took 5.0% of the training time, and their budget is 2.0%" in said
+    assert overspent(job.run, {**dear, "capture_seconds": 0.1}) == []
 
 
 def test_an_error_is_a_failed_result_with_its_traceback(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +55,13 @@ def test_a_scribe_writes_what_the_trainer_would(
     assert results[0]["loss"] == results[1]["loss"], "to the bit"
     assert results[0]["rollouts"] == results[1]["rollouts"], "the end is waited for"
     mine, theirs = rows(alone.folder), rows(helped.folder)
+    known = [json.loads((job.folder / "history.json").read_text()) for job in (alone, helped)]
+    told = [
+        {r["step"]: r["rollout/entropy"] for r in history if "rollout/entropy" in r}
+        for history in known
+    ]
+    assert set(told[1]) == set(theirs["step"]) and told[1].items() <= told[0].items()
+    assert [r["step"] for r in known[1]] == [r["step"] for r in known[0]], "in order, once each"
     assert {0, 20} <= set(theirs["step"]) <= set(mine["step"])
     both = mine[mine["step"].isin(theirs["step"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(both, theirs)
@@ -69,8 +77,8 @@ class Slow:
     def offer(self, step: int, found: object, kept: bool) -> None:
         self.desk.put(Offer(step, {}, kept))
 
-    def finish(self) -> tuple[Record, list[int]]:
-        return {"rollout/entropy": 1.0}, self.desk.dropped
+    def finish(self) -> tuple[dict[int, Record], list[int]]:
+        return {20: {"rollout/entropy": 1.0}}, self.desk.dropped
 
 
 def test_a_slow_scribe_never_makes_training_wait(make_run: MakeRun, make_job: MakeJob) -> None:

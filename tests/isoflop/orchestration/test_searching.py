@@ -82,7 +82,7 @@ def test_a_search_end_to_end(
     table = record.table(made.jobs).set_index("run")
     for one in found.tried:
         assert one.values[:2] == (table["loss"][one.run], table["flops"][one.run])
-        reference = record.references(made.jobs)["rollout/compression"]
+        reference = record.references(made.jobs)["rollout/compression"][one.run]
         assert one.values[2] == pytest.approx(
             abs(table["rollout/compression"][one.run] - reference)
         )
@@ -201,7 +201,7 @@ def test_what_cannot_be_searched_for_is_said_before_anything_starts(
     wrong = campaign(corpus, tmp_path, minimise=("rollout/code/entropy",))
     with pytest.raises(UserError, match=r"after 'rollout/code/entropy'; its runs have rollout/"):
         wrong.go()
-    alone = campaign(corpus, tmp_path, minimise=(), near=("rollout/entropy",))
+    alone = campaign(corpus, tmp_path, minimise=(), near=("rollout/judged",))
     with pytest.raises(UserError, match="near to that of held-out text, which has none"):
         alone.go()
     never = search(arch="llama", lr=log(1e-4, 1e-1), heads=integer(3, 5, step=2), tokens=4_000)

@@ -325,7 +325,11 @@ def test_what_moves_with_scale_is_said(study: Study) -> None:
     table = study.table.assign(**{"rollout/loop": loop, "rollout/other": 0.0})
     laws = written.laws(table)
     assert set(laws["metric"]) == {"rollout/loop", "rollout/parses_as_python"} and len(laws) == 6
-    line, _ = written.lines(table, laws, {"rollout/loop": 0.1})
+    more = table.assign(**{"rollout/stopped": loop / 2})
+    every = written.laws(more, every=True)
+    assert set(every["metric"]) == {*laws["metric"], "rollout/stopped"}
+    pd.testing.assert_frame_equal(every[every["metric"] != "rollout/stopped"], laws)
+    line, _ = written.lines(table, laws, {"rollout/loop": dict.fromkeys(table["run"], 0.1)})
     assert line.agreement == "1.00 [1.00, 1.00], same best run" and line.reference == "0.1"
     assert re.match(r"against loss a logistic: held-out error 0\.\d+ of the spread", line.laws[2])
     bare, _ = written.lines(table, laws, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,15 @@ COLUMNS = [
     "temperature",
     "top_k",
     "top_p",
+    "min_p",
+    "repetition",
+    "new_tokens",
     "weights",
     "seconds",
     "seed",
     "prompt",
+    "answer",
+    "info",
     "prompt_ids",
     "completion_ids",
     "logprobs",
@@ -151,7 +157,9 @@ def test_a_done_step_is_read_not_made(tmp_path: Path) -> None:
     assert not other.reused and other.aggregates != first.aggregates
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other run", "other prompts", "no parquet"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "other run", "other prompts", "other sampling", "no parquet"]
+)
 def test_what_is_not_this_capture_is_made_anew(tmp_path: Path, damage: str) -> None:
     first = capture(tmp_path)(build(), step=5, tokens=1, flops=1.0)
     whole = first.rows.read_bytes()
@@ -163,6 +171,9 @@ def test_what_is_not_this_capture_is_made_anew(tmp_path: Path, damage: str) -> N
         first.rows.write_bytes(b"something else" * 100)
     elif damage == "other run":
         capture(tmp_path / "b", run="other")(build(), step=5, tokens=1, flops=1.0)
+        os.replace(tmp_path / "b" / first.rows.name, first.rows)
+    elif damage == "other sampling":
+        capture(tmp_path / "b", replace(ROLLOUTS, min_p=0.2))(build(), step=5, tokens=1, flops=1.0)
         os.replace(tmp_path / "b" / first.rows.name, first.rows)
     else:
         prompts = Spec(prompts=("x", "y", "z"), seeds=3, new_tokens=24)

@@ -47,6 +47,7 @@ def test_a_users_file(tmp_path: Path) -> None:
     [
         ("x.jsonl", '{"prompt": 3}\n', "line 1"),
         ("x.jsonl", "{\n", "no JSON"),
+        ("x.jsonl", '{"prompt": "a", "info": 3}\n', "info is 3"),
         ("x.txt", "\n", "holds no prompts"),
         ("x.csv", "a\n", "must be text or code, or a file"),
         ("gone.txt", None, "cannot be read"),
@@ -69,6 +70,9 @@ def test_what_is_no_prompt_is_refused(
         ({}, "prompts is"),
         ({"kind": "empty", "prompts": ("a",)}, "left out"),
         ({"prompts": ("a",), "top_p": 0.0}, "top_p is 0.0"),
+        ({"prompts": ("a",), "min_p": 2.0}, "min_p is 2.0"),
+        ({"prompts": ("a",), "repetition": 0.0}, "repetition is 0.0"),
+        ({"prompts": ("a",), "answers": ("b", "c")}, "answers is"),
         ({"prompts": ("a",), "name": "a/b"}, "letters"),
         ({"prompts": ("a",), "seeds": 0}, "seeds is 0"),
     ],

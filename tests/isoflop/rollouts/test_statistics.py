@@ -70,6 +70,25 @@ def test_ignoring_the_prompts_would_be_too_sure() -> None:
     assert clustered > 2 * naive
 
 
+def test_drawing_the_seeds_again_would_count_their_noise_twice() -> None:
+    """Why only prompts are drawn: of prompts that do not differ, a bootstrap at both levels claims
+    about root 2 times the error there is."""
+    rng = np.random.default_rng(9)
+    prompts, seeds, resamples = 16, 4, 300
+    once, twice, values = [], [], []
+    for _ in range(200):
+        drawn = rng.normal(size=(prompts, seeds))
+        chosen = rng.integers(prompts, size=(resamples, prompts))
+        inner = rng.integers(seeds, size=(resamples, prompts, seeds))
+        twice.append(drawn[chosen[:, :, None], inner].mean(axis=(1, 2)).std())
+        found = mean(drawn.ravel(), groups(prompts, seeds), resamples=resamples)
+        once.append(found.standard_error or 0.0)
+        values.append(drawn.mean())
+    true = np.std(values)
+    assert np.mean(once) == pytest.approx(true, rel=0.1)
+    assert np.mean(twice) > 1.25 * true
+
+
 def test_nulls_are_left_out_and_counted() -> None:
     found = mean([1.0, None, 3.0, math.nan, math.inf], [0, 0, 1, 1, 2])
     assert (found.value, found.prompts, found.rollouts, found.missing) == (2.0, 2, 2, 3)

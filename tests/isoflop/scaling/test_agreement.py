@@ -60,6 +60,8 @@ def test_a_band_is_nearness_to_the_reference() -> None:
     assert near.tau == found(table, "rollout/repetition", direction="down").tau
     far = found(table, "rollout/repetition", direction="band", reference=9.0)
     assert far.tau == pytest.approx(-near.tau) and not far.same_choice
+    own = dict.fromkeys(table["run"].astype(str), 0.3)
+    assert found(table, "rollout/repetition", direction="band", reference=own) == near
     with pytest.raises(ValueError, match="give the reference"):
         agreement(table, "rollout/repetition", direction="band")
 

@@ -140,6 +140,7 @@ def test_rollouts_of_averaged_weights(
     last = rows[rows["step"] == run.steps]
     texts = {name: list(group["text"]) for name, group in last.groupby("spec")}
     assert texts["raw"] != texts["ema"]
+    assert (rows["weights"] == rows["spec"]).all()
     first = rows[rows["step"] == 0]
     begun = {name: list(group["text"]) for name, group in first.groupby("spec")}
     assert begun["raw"] == begun["ema"]

@@ -27,6 +27,11 @@ def options(rollouts: argparse.ArgumentParser) -> None:
         help="two runs by words of their labels: paired differences, corrected for many metrics",
     )
     add("--export", type=Path, metavar="FOLDER", help="write them in the formats of verifiers")
+    add(
+        "--laws",
+        action="store_true",
+        help="how every metric moves with compute, size and loss; a minute or two",
+    )
     rollouts.set_defaults(act=act)
 
 

@@ -238,14 +238,17 @@
     }
     found.sort((a, b) => a.row[VALUES][metric] - b.row[VALUES][metric]);
     const pair = make("div", "pair"), name = about.names[metric].replaceAll("_", " ");
-    [["lowest", found.slice(0, MOST_CARDS)], ["highest", found.slice(-MOST_CARDS).reverse()]].forEach(([title, items]) => {
+    const direction = (about.metrics.find(m => m.name === about.names[metric]) || {}).direction;
+    const ends = { up: ["lowest: worst in", "highest: best in"], down: ["lowest: best in", "highest: worst in"] }[direction] || ["lowest", "highest"];
+    [[ends[0], found.slice(0, MOST_CARDS)], [ends[1], found.slice(-MOST_CARDS).reverse()]].forEach(([title, items]) => {
       const box = make("div");
       box.append(make("h2", "", `${title} ${name}`));
       items.forEach(item => box.append(card(item, number(item.row[VALUES][metric]))));
       pair.append(box);
     });
-    const direction = (about.metrics.find(m => m.name === about.names[metric]) || {}).direction;
-    const says = { up: "Higher is better.", down: "Lower is better.", band: "Neither end is good: compare with held-out text." }[direction] || "";
+    const human = sets.map(spec => [spec, about.reference[spec ? `${spec}/${about.names[metric]}` : about.names[metric]]]).filter(([, held]) => held);
+    const held = human.map(([spec, [value, low, high]]) => `${number(value)} [${number(low)}, ${number(high)}]${sets.length > 1 ? ` (${called(spec)})` : ""}`);
+    const says = ({ up: "Higher is better.", down: "Lower is better.", band: "Neither end is good." }[direction] || "") + (held.length ? ` Held-out text has ${held.join(", ")}.` : "");
     into.replaceChildren(make("p", "soft", `${found.length} rollouts at the last capture of ${Math.min(40, seen.length)} runs. ${says}`), pair);
   };
 

@@ -89,7 +89,7 @@ def build(study: Path, target: Path, *, most: int = MOST_ROWS, wanted: str = "")
         "study": study.name,
         "prompts": asked,
         "names": names,
-        "metrics": [_described(metric) for metric in METRICS],
+        "metrics": [_described(metric) for metric in METRICS] + _worth(names),
         "selection": asdict(selection),
         "reference": _reference(runs),
         "rows": _counts(runs),
@@ -133,6 +133,17 @@ def _counts(runs: Sequence[Written]) -> dict[str, int]:
 def _described(metric: Any) -> dict[str, Any]:
     fields = ("name", "level", "direction", "unit", "description", "least")
     return {name: getattr(metric, name) for name in fields}
+
+
+def _worth(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rewards, described as metrics are."""
+    own = [name for name in names if name == "reward" or name.startswith("reward_")]
+    says = {"reward": "the weighted sum of the rubric"}
+    return [
+        {"name": name, "level": "rollout", "direction": "up", "unit": "reward", "least": 0,
+         "description": says.get(name, "by a function of the rubric")}
+        for name in own
+    ]  # fmt: skip
 
 
 def _vocabularies(study: Path) -> Callable[[Written], pieces.Vocabulary | None]:

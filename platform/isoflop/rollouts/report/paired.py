@@ -69,14 +69,17 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def export(study: Path, folder: Path, wanted: str = "") -> Path:
-    """Every run's last capture in both formats of `verifiers`, a folder for each run."""
+    """Every run's last capture in both formats of `verifiers`, a folder for each run, with the
+    rewards that its rows have."""
     from isoflop.rollouts.rewards import of_row
-    from isoflop.rollouts.verifiers import UNSCORED, write_results, write_traces
+    from isoflop.rollouts.rows import scored_as
+    from isoflop.rollouts.verifiers import write_results, write_traces
 
     for run in store.runs(study, wanted):
         rows = run.read(max(run.captures)).to_pylist()
-        scored = [(of_row(row), UNSCORED) for row in rows]
+        scored = [(of_row(row), scored_as(row)) for row in rows]
         write_traces(folder / run.run, scored, name=study.name)
-        sampling = {name: rows[0][name] for name in ("temperature", "top_k", "top_p")}
+        told = ("temperature", "top_k", "top_p", "min_p", "repetition", "new_tokens")
+        sampling = {name: rows[0].get(name) for name in told}
         write_results(folder / run.run, scored, name=study.name, model=run.label, sampling=sampling)
     return folder

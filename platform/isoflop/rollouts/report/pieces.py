@@ -1,7 +1,7 @@
 """How does a capture's row become what is shown: tokens in their text, loops, copies, numbers?
 
-A token is a span of the text, its probability one digit. Lengths count UTF-16 units, since that is
-what a browser's strings are made of.
+A token is a span of the text, its probability one digit (`digits`). Lengths count UTF-16 units,
+since that is what a browser's strings are made of.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isoflop.rollouts import rows as kept_rows
 from isoflop.rollouts.certainty import course
 from isoflop.rollouts.metrics import METRICS
 from isoflop.rollouts.repetition import survival
@@ -35,7 +36,7 @@ COPY = 6  # where in a row its copied stretches stand
 
 def needed(column: str) -> bool:
     """Whether a column of a capture takes part in what is shown."""
-    return column in COLUMNS or column.startswith("m.")
+    return column in COLUMNS or column.startswith(("m.", "reward"))
 
 
 def rows(
@@ -95,9 +96,13 @@ def _likely(logprobs: pyarrow.ChunkedArray) -> list[str]:
 
 def _metrics(table: pyarrow.Table, names: Sequence[str]) -> dict[str, list[float | None]]:
     nothing: list[float | None] = [None] * table.num_rows
-    return {
-        name: table[f"m.{name}"].to_pylist() if f"m.{name}" in table.column_names else nothing
+    places = {
+        name: kept_rows.column(name, table.column_names)
         for name in dict.fromkeys([*names, "loop_onset"])
+    }
+    return {
+        name: nothing if place is None else table[place].to_pylist()
+        for name, place in places.items()
     }
 
 
@@ -188,8 +193,14 @@ def spans(text: str, sizes: NDArray[np.int64]) -> list[int] | None:
     return lengths
 
 
+# Probabilities from which on a token is a step paler. By factors: of a vocabulary of thousands most
+# tokens of a small model are below a tenth, and a hundredth is not a thousandth.
+STEPS = (0.001, 0.004, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5, 0.9)
+
+
 def digits(logprobs: NDArray[np.floating]) -> str:
-    """Each token's probability in tenths, 0 to 9; not-a-number counts as 0."""
+    """How probable each token was, as the number of `STEPS` it reaches, 0 to 9; not-a-number has
+    none."""
     p = np.exp(np.nan_to_num(logprobs.astype(np.float64), nan=-math.inf, posinf=0.0))
-    tenths = np.clip((p * 10).astype(np.int64), 0, 9)
-    return bytes((tenths + ord("0")).astype(np.uint8)).decode()
+    reached = np.searchsorted(STEPS, p, side="right")
+    return bytes((reached + ord("0")).astype(np.uint8)).decode()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.rollouts import references
+from isoflop.rollouts import references, rows
 
 if TYPE_CHECKING:
     import pyarrow
@@ -144,7 +144,7 @@ def _asked(
             seeds[prompt] = seeds.get(prompt, 0) + 1
         questions += [Question(spec=name, prompt=p, seeds=n) for p, n in seeds.items()]
         lengths[name] = max(table["n_tokens"].to_pylist(), default=0)
-        metrics |= dict.fromkeys(column[2:] for column in _columns(path) if column[:2] == "m.")
+        metrics |= dict.fromkeys(_measured(path))
     return questions, list(metrics), lengths
 
 
@@ -158,6 +158,22 @@ def _table(path: Path, wanted: Callable[[str], bool] | None = None) -> pyarrow.T
         return file.read(names if wanted is None else list(filter(wanted, names)))
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
+
+
+def _measured(path: Path) -> list[str]:
+    """The metrics and rewards that a capture has a value of."""
+    import pyarrow.parquet as pq
+
+    described = pq.read_metadata(path)
+    groups = [described.row_group(index) for index in range(described.num_row_groups)]
+    empty = {
+        part.path_in_schema
+        for group in groups
+        for part in (group.column(index) for index in range(group.num_columns))
+        if part.statistics is not None and part.statistics.null_count == group.num_rows
+    }
+    names = [name for name in described.schema.to_arrow_schema().names if name not in empty]
+    return [name[2:] for name in names if name[:2] == "m."] + [*rows.rewards(names)]
 
 
 def _columns(path: Path) -> list[str]:
@@ -178,7 +194,7 @@ def _references(folder: Path, lengths: Mapping[str, int]) -> dict[str, Bound]:
     found: dict[str, Bound] = {}
     known = references.read(folder)
     for name, length in lengths.items():
-        for metric, item in known.get(length, {}).items():
+        for metric, item in references.of_set(known, name, length).items():
             if item.value is not None:
                 low = item.value if item.low is None else item.low
                 high = item.value if item.high is None else item.high
@@ -219,7 +235,31 @@ def completed(run: Written) -> dict[str, list[Point]]:
                 if found.value is not None:
                     key = f"{name}/{metric}" if name else metric
                     curves.setdefault(key, []).append((step, found.value, found.low, found.high))
+    _later(run, curves)
     return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items()}
+
+
+def _later(run: Written, curves: dict[str, list[Point]]) -> None:
+    """Add what was measured when the run had ended: by packages, judges and rubrics."""
+    from isoflop.rollouts.metrics import VALUES
+    from isoflop.rollouts.statistics import mean
+
+    late = [name for name in run.metrics if name not in VALUES or name == "judged"]
+    if not late:
+        return
+    for step, sets in run.captures.items():
+        for spec, path in sets.items():
+            known = {name: rows.column(name, _columns(path)) for name in late}
+            wanted = {place for place in known.values() if place} | {"prompt_id"}
+            table = _table(path, wanted.__contains__)
+            for name, place in known.items():
+                key = f"{spec}/{name}" if spec else name
+                if place is None or step in {point[0] for point in curves.get(key, ())}:
+                    continue
+                prompts = table["prompt_id"].to_pandas().astype("category").cat.codes.to_numpy()
+                found = mean(table[place].to_pylist(), prompts)
+                if found.value is not None:
+                    curves.setdefault(key, []).append((step, found.value, found.low, found.high))
 
 
 def prepared(study: Path, run: Written) -> Path | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.rollouts import rows
 from isoflop.rollouts.report import store
 from isoflop.rollouts.report.store import Written
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 KEYS = "p/P prompt · s/S sample · ←/→ step · r/R run · d difference · q end"
 LEFT, RIGHT = "\x1b[D", "\x1b[C"
-RED = ("#f4a582", "#f9c8b0", "#fde6da")  # behind tokens of less than 1, 2 and 4 tenths
-LEVELS = (1, 2, 4)
+RED = ("#f4a582", "#f9c8b0", "#fde6da")  # behind tokens less probable than 0.001, 0.016 and 0.12
+LEVELS = (1, 3, 6)  # of `pieces.digits`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ def shown(place: Place, runs: Sequence[Written], tokenizer: Any) -> Group:
         body = difference(row_at(other, place), row, other.label)
     else:
         body = shaded(row, tokenizer)
-    values = [f"{k[2:]} {v:.3g}" for k, v in row.items() if k.startswith("m.") and v is not None]
+    known = {f"m.{name}": name for name in run.metrics}
+    known |= {place: name for name, place in rows.rewards(list(row)).items()}
+    values = [f"{known[k]} {v:.3g}" for k, v in row.items() if k in known and v is not None]
     return Group(head, asked, body, Text("\n" + " · ".join(values), style="dim"), Text(KEYS, "dim"))
 
 

@@ -23,8 +23,10 @@ from hypothesis import strategies as some
 from isoflop import cli
 from isoflop.data.tokenizers import named
 from isoflop.orchestration.job import Job, execute
+from isoflop.rollouts import rubric
 from isoflop.rollouts.capture import read
 from isoflop.rollouts.comparing import compare
+from isoflop.rollouts.regard import regard
 from isoflop.rollouts.report import page, paired, pieces, store, terminal
 from isoflop.rollouts.report.terminal import LEFT, Place, press
 from isoflop.rollouts.verifiers import read_results, read_traces
@@ -83,6 +85,38 @@ def test_the_page_holds_the_rows_and_no_text_of_a_model(study: Path) -> None:
     assert len(curves["courses"][1]["held"]["entropy"]) == 8
     value, low, high = about["reference"]["held/novel_4"]
     assert low <= value <= high and about["rows"] == {"": 9, "held": 12}
+
+
+def test_what_is_measured_later_is_shown_too(study: Path) -> None:
+    """Rewards, and what a judge says: in rows, in strips with intervals, among what two runs
+    differ in, and in what other programs get."""
+    python = rubric.of_text(rubric.text("python"))
+    for run in store.runs(study):
+        assert "judged" not in run.metrics, "nobody has judged yet"
+        regard(run.folder, python.score)
+    written = page.build(study, study / "page.html").read_text()
+    about, curves = held(written, "about"), held(written, "curves")
+    assert about["names"][-4:] == [
+        "reward",
+        "reward_brackets",
+        "reward_varied",
+        "reward_characters",
+    ]
+    described = {metric["name"]: metric["direction"] for metric in about["metrics"]}
+    assert described["reward_varied"] == "up"
+    run = store.runs(study)[1]
+    frame = read(run.folder / "rollouts")
+    for step, value, low, high in curves["means"][1]["reward"]:
+        own = frame[(frame["step"] == step) & (frame["spec"] == "")]
+        assert value == own["reward"].mean()
+        assert low is None or low <= value <= high
+    assert len(curves["means"][1]["held/reward"]) == len(run.captures)
+    assert "reward_varied " in paired.show(study, "seed=0", "seed=1")
+    paired.export(study, study / "out", "seed=1")
+    for _, score in read_traces(study / "out" / run.run):
+        assert score.reward == pytest.approx(
+            score.parts["brackets"] + 0.5 * score.parts["varied"], abs=1e-9
+        )
 
 
 def test_captures_that_no_history_tells_of_are_measured(study: Path) -> None:
@@ -206,8 +240,8 @@ def test_spans_of_bytes_that_are_no_text(ids: list[int]) -> None:
 
 
 def test_digits_of_probabilities() -> None:
-    logprobs = np.log([1.0, 0.99, 0.55, 0.05, 1e-30])
-    assert pieces.digits(logprobs) == "99500"
+    logprobs = np.log([1.0, 0.91, 0.55, 0.05, 0.002, 1e-30])
+    assert pieces.digits(logprobs) == "998410"
     assert pieces.digits(np.array([math.nan, -math.inf])) == "00"
 
 
