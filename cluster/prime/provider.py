@@ -60,13 +60,11 @@ class PrimeNodes(Nodes):
 
     def _announce(self, heads: list[str]) -> None:
         """Ray's question comes next: with what the answer costs, or not at all."""
-        if not heads:
-            types = self.provider_config["_types"]
-            several = _several(self.provider_config)
-            launch.say(quote(types, self.fleet.limits, self.fleet.client, several=several))
-            return
+        types, head = self.provider_config["_types"], self.provider_config["_head"]
+        several = _several(self.provider_config)
+        launch.say(quote(types, head, self.fleet.limits, self.fleet.client, several=several))
         known = self.ledger.read().nodes
-        if not any(str(self._known(head).identity) in known for head in heads):
+        if heads and not any(str(self._known(node).identity) in known for node in heads):
             raise ValueError(
                 f"cluster {self.cluster_name} stands, and another machine started it: ray up would "
                 f"replace its head. Copy ~/.isoflop/clusters/{self.cluster_name} from there, "
