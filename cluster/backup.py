@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--restore", action="store_true", help="from there, where it is not here")
     options = parser.parse_args()
     if options.restore:
-        place = restore(options.database, options.storage)
-        print(f"restored from {place}" if place else "nothing to restore")
+        if place := restore(options.database, options.storage):
+            print(f"runs of a head before this one: {place}")
     else:
         print(backup(options.database, options.storage))
 

@@ -35,16 +35,18 @@ class PrimeNodes(Nodes):
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self.machines = _machines(provider_config)
-        self.network = network.chosen(provider_config, self.machines)
-        self.fleet = fleet(provider_config, cluster_name, self.ledger)
+        with launch.sentences():
+            self.machines = _machines(provider_config)
+            self.network = network.chosen(provider_config, self.machines)
+            self.fleet = fleet(provider_config, cluster_name, self.ledger)
         self._announced = launch.command() != "up"
 
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
-        found = super().non_terminated_nodes(tag_filters)
-        if not self._announced and tag_filters == {TAG_RAY_NODE_KIND: "head"}:
-            self._announced = True
-            self._announce(found)
+        with launch.sentences():
+            found = super().non_terminated_nodes(tag_filters)
+            if not self._announced and tag_filters == {TAG_RAY_NODE_KIND: "head"}:
+                self._announced = True
+                self._announce(found)
         return found
 
     def nodes_for_teardown(self, tag_filters: Mapping[str, str]) -> list[str]:
@@ -141,6 +143,7 @@ class PrimeNodes(Nodes):
     # The cluster's file
 
     @staticmethod
+    @launch.sentences()
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Check the file before anything is asked for or bought, and add keys and token."""
         provider = cluster_config["provider"]

@@ -179,6 +179,9 @@ def test_a_file_that_is_wrong_buys_nothing(
     ):
         shown = ray("up", str(cluster_file(tmp_path, **change)), "-y", "--no-config-cache")
         assert said in shown
+    prime.fail("GET", "/pods/", Fault(status=401, body=b'{"detail": "expired"}'))
+    shown = ray("up", str(cluster_file(tmp_path)), "-y", "--no-config-cache")
+    assert shown.endswith("GET /pods/: HTTP 401: expired"), "a sentence"
     prime.stock = {"cpu-small": 0}
     shown = ray("up", str(cluster_file(tmp_path)), "-y", "--no-config-cache")
     assert "out of stock" in shown

@@ -95,7 +95,7 @@ def test_a_new_head_takes_up_the_runs_of_one_that_is_gone(tmp_path: Path) -> Non
         first.script("stop")
     shutil.rmtree(tmp_path / "first")  # as nodes go
     second = Server(tmp_path / "second", ISOFLOP_STORAGE=storage)
-    assert "restored from" in second.script("start").stdout
+    assert "a head before this one" in second.script("start").stdout
     try:
         assert read(second, place) == ("FINISHED", 1.5, b"what it found")
     finally:
