@@ -66,8 +66,8 @@ class Watch:
             self._active = self._clock()
         if busy != self._was:
             limit = self._fleet.limits.idle_minutes
-            idle = f"nothing runs: the cluster ends in {limit:g} minutes, unless something does"
-            logger.info("%s", "something runs" if busy else idle)
+            quiet = f"nothing runs: the cluster ends in {limit:g} minutes, unless something does"
+            logger.info("%s", "something runs" if busy else quiet)
         self._was = busy
         idle = (self._clock() - self._active) / 60
         if idle >= self._fleet.limits.idle_minutes:
