@@ -1,6 +1,7 @@
 """How does the record of runs outlive the head? A consistent copy of its database, elsewhere.
 
 python -m cluster.backup mlflow.db s3://bucket/lab
+python -m cluster.backup --restore mlflow.db s3://bucket/lab     # if it is not there
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -30,31 +32,55 @@ def backup(database: Path, storage: str) -> str:
         return _put(copy, storage)
 
 
+def restore(database: Path, storage: str) -> str:
+    """Fetch the copy of a head that is gone. Gives its place; empty where there is nothing to do: a
+    database stands here already, or no copy was ever made."""
+    if database.exists():
+        return ""
+    system, folder = _opened(storage)
+    place = f"{folder}/{database.name}"
+    if not system.get_file_info(place).is_file:
+        return ""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    partial = database.with_name(f".{database.name}.partial")
+    with system.open_input_stream(place) as stream:
+        partial.write_bytes(stream.read())
+    os.replace(partial, database)
+    return place
+
+
 def _put(copy: Path, storage: str) -> str:
     """Under another name first: a copy that is cut short never replaces a whole one."""
-    if not urlsplit(storage).scheme:
-        target = Path(storage)
-        target.mkdir(parents=True, exist_ok=True)
-        partial = target / f".{copy.name}.partial"
-        partial.write_bytes(copy.read_bytes())
-        os.replace(partial, target / copy.name)
-        return str(target / copy.name)
+    system, folder = _opened(storage)
+    system.create_dir(folder, recursive=True)
+    partial, place = f"{folder}/.{copy.name}.partial", f"{folder}/{copy.name}"
+    with system.open_output_stream(partial) as stream:
+        stream.write(copy.read_bytes())
+    system.move(partial, place)
+    return place
+
+
+def _opened(storage: str) -> tuple[Any, str]:
+    """The file system of a folder or URL, and the path within it."""
     from pyarrow import fs
 
+    if not urlsplit(storage).scheme:
+        return fs.LocalFileSystem(), str(Path(storage).absolute())
     system, path = fs.FileSystem.from_uri(storage)
-    partial_path = f"{path.rstrip('/')}/.{copy.name}.partial"
-    with system.open_output_stream(partial_path) as stream:
-        stream.write(copy.read_bytes())
-    system.move(partial_path, f"{path.rstrip('/')}/{copy.name}")
-    return f"{storage.rstrip('/')}/{copy.name}"
+    return system, path.rstrip("/")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("database", type=Path)
     parser.add_argument("storage")
+    parser.add_argument("--restore", action="store_true", help="from there, where it is not here")
     options = parser.parse_args()
-    print(backup(options.database, options.storage))
+    if options.restore:
+        if place := restore(options.database, options.storage):
+            print(f"runs of a head before this one: {place}")
+    else:
+        print(backup(options.database, options.storage))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _work(kinds: Verbs[argparse.ArgumentParser]) -> None:
     tunnel.add_argument("--mlflow", type=int, default=5000, metavar="PORT")
     tunnel.add_argument("--dashboard", type=int, default=8265, metavar="PORT")
     _verb(kinds, "gpus", "nvidia-smi on every node", _gpus)
-    fetch = _verb(kinds, "fetch", "copy a folder of the head to this machine", _fetch)
+    fetch = _verb(kinds, "fetch", "copy a folder of the head, or a URL, to this machine", _fetch)
     fetch.add_argument("source", nargs="?", default="isoflop/studies/results/")
     fetch.add_argument("target", nargs="?", default="studies/results/")
     _verb(kinds, "attach", "a shell on the head", _attach)

@@ -1,9 +1,11 @@
 """Can all nodes of the cluster reach each other, and how fast? One all-reduce over all of them.
 
-    python -m cluster.connectivity --megabytes 64
+    python -m cluster.connectivity --nodes 3 --megabytes 64
 
-Ray itself works over connections that a training run does not use, so a cluster whose nodes all
-count as alive may still be of no use: here every node takes part in what DDP does at each step.
+It waits for the nodes that the cluster's file promises: those that happen to be there would pass
+while the others are still rented. Ray itself works over connections that a training run does not
+use, so a cluster whose nodes all count as alive may still be of no use: here every node takes part
+in what DDP does at each step.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -81,13 +83,42 @@ def take_part(
         dist.destroy_process_group()
 
 
+def assembled(
+    wanted: int,
+    alive: Callable[[], int],
+    say: Callable[[str], None],
+    *,
+    patience: float = 1800,
+    pause: float = 5,
+) -> None:
+    """Wait until so many nodes are there. Raises ValueError when they do not come in time."""
+    end, before = time.monotonic() + patience, -1
+    while (now := alive()) < wanted:
+        if time.monotonic() > end:
+            raise ValueError(
+                f"{now} of {wanted} nodes after {patience / 60:.0f} minutes; `ray status` on the "
+                "head says why (isoflop cluster attach), and submit --no-check does not wait"
+            )
+        if now != before:
+            say(f"{now} of {wanted} nodes are there; waiting for the others")
+        before = now
+        time.sleep(pause)
+
+
+def present() -> list[dict[str, Any]]:
+    """The nodes that can take part."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
 def measure(megabytes: int, patience: float = 60) -> Measured | None:
     """All-reduce over one process on every node of the Ray cluster that this process has joined;
     None if it has one node only. NCCL over those with a GPU if there are several, else gloo. Raises
     ValueError naming the nodes that did not answer."""
     import ray
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    nodes = present()
     with_gpu = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
     chosen, gpu = (with_gpu, True) if len(with_gpu) > 1 else (nodes, False)
     if len(chosen) < 2:
@@ -132,11 +163,13 @@ def _failure(nodes: Sequence[dict[str, Any]], parts: Sequence[Any], late: Sequen
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=64)
+    parser.add_argument("--nodes", type=int, default=1, help="that must be there first")
     options = parser.parse_args()
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     try:
+        assembled(options.nodes, lambda: len(present()), lambda text: print(text, flush=True))
         found = measure(options.megabytes)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

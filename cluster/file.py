@@ -31,11 +31,20 @@ class File:
     provider: dict[str, Any]
     types: dict[str, Any]
     key: Path  # that opens its nodes
+    head: str = ""  # the type of the head
 
     @property
     def hosts(self) -> Path:
         """Where the nodes' host keys are pinned."""
         return names.folder(self.name) / "known_hosts"
+
+    @property
+    def least(self) -> int:
+        """Nodes with processors that stand before anything asks for more: head and min_workers."""
+        counts = {name: values.get("min_workers") or 0 for name, values in self.types.items()}
+        counts[self.head] = 1
+        with_processors = (n for n, v in self.types.items() if v.get("resources", {}).get("CPU"))
+        return sum(int(counts[name]) for name in with_processors)
 
 
 def read(path: Path) -> File:
@@ -55,11 +64,12 @@ def read(path: Path) -> File:
         provider=config["provider"],
         types=config.get("available_node_types") or {},
         key=Path(key).expanduser() if key else ssh_key(config["cluster_name"]),
+        head=str(config.get("head_node_type") or ""),
     )
 
 
 def targets(file: File) -> list[Target]:
-    """The nodes that are ready, the head first. Raises ValueError if there is no head."""
+    """The nodes that are ready, the head first. Raises ValueError if no head is."""
     found = _listed(file) if "nodes" in file.provider else _rented(file)
     found.sort(key=lambda target: (target.kind != "head", target.name))
     if not found or found[0].kind != "head":
@@ -85,7 +95,12 @@ def _rented(file: File) -> list[Target]:
     found = []
     for pod in Client(account()).pods():
         identity = names.parse(pod.name)
-        if not identity or identity.cluster != file.name or not pod.ready:
+        if not identity or identity.cluster != file.name:
+            continue
+        if identity.kind == "head" and not pod.ready:
+            state = f"{pod.status} {pod.installation}".strip()
+            raise ValueError(f"the head of cluster {file.name} is not ready yet: {state}")
+        if not pod.ready:
             continue
         for index, endpoint in enumerate(pod.endpoints):
             if endpoint is not None:

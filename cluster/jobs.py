@@ -32,8 +32,8 @@ def submit(
     """Run a study there, after a `check` of the network between its nodes. Ends with the study, or
     at Ctrl-C, which leaves it running. Raises ValueError if there is no such study, or no cluster.
     """
-    line = entrypoint(study, arguments, check=check)
     file = read(path)
+    line = entrypoint(study, arguments, check=file.least if check else 0)
     head = targets(file)[0]
     sync(file, head, ROOT)
     with _client(file, head) as client:
@@ -42,8 +42,9 @@ def submit(
         return _follow(client, run, say) if wait else 0
 
 
-def entrypoint(study: str, arguments: Sequence[str], *, check: bool) -> str:
-    """The shell line that runs a study of this repository on the head. Raises ValueError."""
+def entrypoint(study: str, arguments: Sequence[str], *, check: int) -> str:
+    """The shell line that runs a study of this repository on the head, once so many nodes (`check`;
+    0: however many) have reached each other. Raises ValueError."""
     full = (ROOT / study).resolve()
     if not full.is_file() or not full.is_relative_to(ROOT):
         raise ValueError(f"{study!r} is no file of this repository")
@@ -51,7 +52,7 @@ def entrypoint(study: str, arguments: Sequence[str], *, check: bool) -> str:
     missing = {name: value for name, value in _DEFAULTS.items() if name not in given}
     added = [word for pair in missing.items() for word in pair]
     words = [".venv/bin/python", str(full.relative_to(ROOT)), *added, *arguments]
-    first = f"{_CHECK} && " if check else ""
+    first = f"{_CHECK} --nodes {check} && " if check else ""
     return f"cd ~/isoflop && {first}exec {shlex.join(words)}"
 
 
@@ -59,7 +60,7 @@ def check(path: Path, megabytes: int, say: Say) -> int:
     """All-reduce over all nodes, before a study may trust them; see cluster/connectivity.py."""
     file = read(path)
     with _client(file, targets(file)[0]) as client:
-        line = f"cd ~/isoflop && exec {_CHECK} --megabytes {megabytes}"
+        line = f"cd ~/isoflop && exec {_CHECK} --nodes {file.least} --megabytes {megabytes}"
         run = client.submit_job(entrypoint=line)
         return _follow(client, run, say)
 

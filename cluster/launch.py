@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cluster import names
 from cluster.keys import private, ssh_key, token
+from cluster.prime.errors import ApiError
 
 TOKEN = "~/.ray/auth_token"
 ACCOUNT = "~/.prime/config.json"
@@ -90,6 +92,19 @@ def command() -> str:
 
     context = click.get_current_context(silent=True)
     return str(context.info_name) if context is not None else ""
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """What is refused within a `ray` command is the user's to read: a sentence, no traceback."""
+    import click
+
+    try:
+        yield
+    except (ValueError, ApiError) as error:
+        if not command():
+            raise
+        raise click.ClickException(str(error)) from error
 
 
 def say(text: str) -> None:

@@ -42,7 +42,10 @@ def everywhere(path: Path, line: str, say: Say) -> int:
 
 
 def fetch(path: Path, source: str, target: str) -> int:
-    """Copy from the head; what is here and the same is not copied again, and nothing is deleted."""
+    """Copy from the head; what is here and the same is not copied again, and nothing is deleted.
+    From a URL (s3://...) it is copied without the head, which may be gone."""
+    if "://" in source:
+        return _download(source, target)
     file = read(path)
     head = targets(file)[0]
     Path(target).mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,17 @@ def fetch(path: Path, source: str, target: str) -> int:
     return subprocess.run(
         ["rsync", "-az", "--partial", "--rsh", _rsh(file, head), remote, target]
     ).returncode
+
+
+def _download(source: str, target: str) -> int:
+    from pyarrow import fs
+
+    system, place = fs.FileSystem.from_uri(source)
+    if system.get_file_info(place).type == fs.FileType.NotFound:
+        raise ValueError(f"{source}: there is nothing")
+    Path(target).mkdir(parents=True, exist_ok=True)
+    fs.copy_files(place, target, source_filesystem=system)
+    return 0
 
 
 def sync(file: File, head: Target, root: Path) -> None:

@@ -5,7 +5,7 @@
 #   ISOFLOP_TORCH     index of torch wheels, if not the one that fits the driver
 #   ISOFLOP_VENV      a virtual environment that the image has, with all packages: none is made
 #   ISOFLOP_EXTRAS    of pyproject.toml, as s3,hf
-#   ISOFLOP_FLASH     1: also flash-attn, from a wheel only; it is never compiled here
+#   ISOFLOP_FLASH     1: also flash-attn, from the wheel that fits (wheels.py); or the URL of a wheel
 #   ISOFLOP_DATA      a script of the repository that fetches data, run at the end
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
@@ -63,11 +63,18 @@ install_project() {
   printf '%s' "$want" >"$venv/.isoflop"
 }
 
-install_flash() { # a wheel that fits, or a sentence
-  [ "${ISOFLOP_FLASH:-0}" = 1 ] || return 0
-  "$venv/bin/python" -c 'import flash_attn' 2>/dev/null && return 0
-  uv pip install -q --python "$venv/bin/python" --only-binary flash-attn 'flash-attn>=2.8' ||
-    say "no wheel of flash-attn fits this torch: torch's own attention is used"
+install_flash() { # a wheel that fits, or a sentence: never an hour's compiling
+  local wheel="${ISOFLOP_FLASH:-0}" python="$venv/bin/python"
+  [ "$wheel" != 0 ] || return 0
+  "$python" -c 'import flash_attn' 2>/dev/null && return 0
+  [ "$wheel" != 1 ] || wheel="$("$python" -m cluster.wheels)" || wheel=""
+  if [ -n "$wheel" ] && uv pip install -q --python "$python" "flash-attn @ $wheel" &&
+    "$python" -c 'import flash_attn'; then
+    say "flash-attn from ${wheel##*/}"
+    return 0
+  fi
+  uv pip uninstall -q --python "$python" flash-attn 2>/dev/null || true
+  say "without flash-attn: torch's own attention is used (ISOFLOP_FLASH=URL names another wheel)"
 }
 
 use_environment() { # of the image: linked, and told where this code is

@@ -52,9 +52,20 @@ options=(
 )
 read -ra more <<<"${ISOFLOP_RAY:-}"
 
+# Two servers of numbers that nobody here asks for would listen at every address. Ray cannot be told
+# to leave them out; with a port that there is not, each writes an error to its log, once.
+export AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
+
+ray_start() { # without the server of Ray Client, which is started wherever gRPC is installed
+  python -c '
+import ray.scripts.scripts as ray
+ray.get_ray_client_dependency_error = lambda: ImportError("not wanted")
+ray.main()' start "$@"
+}
+
 ray stop >/dev/null
 if [ "$role" = head ]; then
-  ray start --head --port=6379 --include-dashboard=true --dashboard-host=127.0.0.1 \
+  ray_start --head --port=6379 --include-dashboard=true --dashboard-host=127.0.0.1 \
     --dashboard-port=8265 --autoscaling-config="$HOME/ray_bootstrap_config.yaml" \
     "${options[@]}" "${more[@]}"
   bash cluster/mlflow.sh start

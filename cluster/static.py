@@ -64,6 +64,7 @@ class StaticNodes(Nodes):
             book.nodes.pop(str(self.nodes[node].identity), None)
 
     @staticmethod
+    @launch.sentences()
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Check the file, add token and key. The user's own SSH key must be named: whoever rented
         the nodes put one there."""

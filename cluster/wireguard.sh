@@ -5,14 +5,23 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-if ! command -v wg-quick >/dev/null; then
+install() {
   root apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive root apt-get install -y -qq wireguard-tools iproute2 >/dev/null
-fi
+  DEBIAN_FRONTEND=noninteractive root apt-get install -y -qq "$@" >/dev/null
+}
+
+kernel() { # whether it has WireGuard; wg-quick takes the slower wireguard-go where it has not
+  root ip link add isoflop-try type wireguard 2>/dev/null || return 1
+  root ip link delete isoflop-try
+}
+
+command -v wg-quick >/dev/null || install wireguard-tools iproute2
+kernel || command -v wireguard-go >/dev/null || install wireguard-go || true
 
 file=/etc/wireguard/isoflop0.conf
 root mkdir -p /etc/wireguard
-(umask 077 && .venv/bin/python -m cluster.wireguard | root tee "$file.new" >/dev/null)
+PATH="$PWD/.venv/bin:$PATH"
+(umask 077 && python -m cluster.wireguard | root tee "$file.new" >/dev/null)
 root chmod 600 "$file.new"
 if root ip link show isoflop0 >/dev/null 2>&1; then
   root wg-quick down isoflop0 >/dev/null 2>&1 || root ip link delete isoflop0

@@ -84,6 +84,7 @@ class Market:
         self.bodies: dict[str, dict[str, Any]] = {}  # what was asked for, by pod
         self.ended: list[dict[str, Any]] = []
         self.keys: list[dict[str, Any]] = []
+        self.accounts = {KEY}  # API keys
         self.balance = 100.0
         self.faults: list[tuple[str, str, Fault]] = []  # method, pattern of the path, answer
         self.asked: list[str] = []  # "METHOD path" of every request
@@ -270,7 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = parts.path.removeprefix("/api/v1")
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or b"null")
-        if self.headers.get("Authorization") != f"Bearer {KEY}":
+        scheme, _, key = self.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or key not in self.market.accounts:
             return self._give(401, {"detail": "Invalid API key"})
         fault = self.market.fault(self.command, path)
         if fault is not None:

@@ -35,16 +35,18 @@ class PrimeNodes(Nodes):
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
-        self.machines = _machines(provider_config)
-        self.network = network.chosen(provider_config, self.machines)
-        self.fleet = fleet(provider_config, cluster_name, self.ledger)
+        with launch.sentences():
+            self.machines = _machines(provider_config)
+            self.network = network.chosen(provider_config, self.machines)
+            self.fleet = fleet(provider_config, cluster_name, self.ledger)
         self._announced = launch.command() != "up"
 
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
-        found = super().non_terminated_nodes(tag_filters)
-        if not self._announced and tag_filters == {TAG_RAY_NODE_KIND: "head"}:
-            self._announced = True
-            self._announce(found)
+        with launch.sentences():
+            found = super().non_terminated_nodes(tag_filters)
+            if not self._announced and tag_filters == {TAG_RAY_NODE_KIND: "head"}:
+                self._announced = True
+                self._announce(found)
         return found
 
     def nodes_for_teardown(self, tag_filters: Mapping[str, str]) -> list[str]:
@@ -60,13 +62,11 @@ class PrimeNodes(Nodes):
 
     def _announce(self, heads: list[str]) -> None:
         """Ray's question comes next: with what the answer costs, or not at all."""
-        if not heads:
-            types = self.provider_config["_types"]
-            several = _several(self.provider_config)
-            launch.say(quote(types, self.fleet.limits, self.fleet.client, several=several))
-            return
+        types, head = self.provider_config["_types"], self.provider_config["_head"]
+        several = _several(self.provider_config)
+        launch.say(quote(types, head, self.fleet.limits, self.fleet.client, several=several))
         known = self.ledger.read().nodes
-        if not any(str(self._known(head).identity) in known for head in heads):
+        if heads and not any(str(self._known(node).identity) in known for node in heads):
             raise ValueError(
                 f"cluster {self.cluster_name} stands, and another machine started it: ray up would "
                 f"replace its head. Copy ~/.isoflop/clusters/{self.cluster_name} from there, "
@@ -143,6 +143,7 @@ class PrimeNodes(Nodes):
     # The cluster's file
 
     @staticmethod
+    @launch.sentences()
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """Check the file before anything is asked for or bought, and add keys and token."""
         provider = cluster_config["provider"]

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from cluster import names
-from cluster.file import read
+from cluster.file import File, read, targets
 from cluster.prime import money
 from cluster.prime.account import account
 from cluster.prime.api import Client
 from cluster.prime.offers import choices, explain, wish
-from cluster.prime.records import ENDED, Offer
+from cluster.prime.records import ENDED, Endpoint, Offer
 
 
 def offers(
@@ -36,6 +36,8 @@ def offers(
 def status(path: Path) -> str:
     """The nodes of a cluster and what they cost."""
     file = read(path)
+    if "nodes" in file.provider:
+        return _listed(file)
     limits = money.limits(file.provider.get("limits"))
     client = Client(account())
     pods = [
@@ -47,17 +49,24 @@ def status(path: Path) -> str:
     spent = money.spending(file.name, pods, bills, money.now())
     rows = []
     for pod in sorted(pods, key=lambda pod: pod.name):
-        endpoint = pod.endpoints[0]
-        where = f"{endpoint.user}@{endpoint.host} -p {endpoint.port}" if endpoint else "-"
         state = "ready" if pod.ready else f"{pod.status} {pod.installation}".strip()
         gpus = f"{pod.gpu_count} {pod.gpu_name}"
-        rows.append((pod.name, state, gpus, f"{pod.price:.2f}", where))
+        rows.append((pod.name, state, gpus, f"{pod.price:.2f}", _door(pod.endpoints[0])))
     text = table(("node", "state", "GPUs", "$/h", "SSH"), rows) if rows else "no nodes"
     return (
         f"{text}\n\n{spent.per_hour:.2f} of {limits.dollars_per_hour:g} $/h, "
         f"{spent.spent:.2f} of {limits.dollars:g} $ spent, "
         f"{spent.hours:.1f} of {limits.hours:g} hours; balance {client.balance():.2f} $"
     )
+
+
+def _listed(file: File) -> str:
+    rows = [(node.name, _door(node.endpoint)) for node in targets(file)]
+    return f"{table(('node', 'SSH'), rows)}\n\nnot rented here: no price is known"
+
+
+def _door(endpoint: Endpoint | None) -> str:
+    return f"{endpoint.user}@{endpoint.host} -p {endpoint.port}" if endpoint else "-"
 
 
 def bill() -> str:

@@ -56,12 +56,19 @@ class Watch:
         self._clock = clock
         self._sleep = sleep
         self._active = clock()
+        self._was: bool | None = None
 
     def look(self) -> str:
         """Why the cluster must end now; empty if it need not. An API that does not answer is no
         reason, and stops no other one: idle time goes on."""
-        if self._busy():
+        busy = self._busy()
+        if busy:
             self._active = self._clock()
+        if busy != self._was:
+            limit = self._fleet.limits.idle_minutes
+            quiet = f"nothing runs: the cluster ends in {limit:g} minutes, unless something does"
+            logger.info("%s", "something runs" if busy else quiet)
+        self._was = busy
         idle = (self._clock() - self._active) / 60
         if idle >= self._fleet.limits.idle_minutes:
             return f"nothing has run for {idle:.0f} minutes"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import file, jobs
-from cluster.connectivity import Measured
+from cluster.connectivity import Measured, assembled
 from cluster.prime.fake import KEY, Fault, Market
 from isoflop.cli import main
 
@@ -70,6 +70,21 @@ def test_status_and_the_true_bill(market: Market, capsys: pytest.CaptureFixture[
     assert ["lab", "2", "8.00"] in rows and ["other", "1", "4.00"] in rows
 
 
+def test_a_list_of_nodes_has_a_status_without_a_price(capsys: pytest.CaptureFixture[str]) -> None:
+    assert isoflop("status", "--cluster", str(ROOT / "cluster" / "static.yaml")) == 0
+    shown = capsys.readouterr().out
+    assert "root@192.0.2.2 -p 2202" in shown and "not rented here" in shown
+
+
+def test_what_lies_on_object_storage_is_fetched_without_a_head(tmp_path: Path) -> None:
+    (tmp_path / "lab" / "runs").mkdir(parents=True)
+    (tmp_path / "lab" / "runs" / "result.json").write_text("{}")
+    there = (tmp_path / "lab").as_uri()
+    assert isoflop("fetch", there, str(tmp_path / "here")) == 0
+    assert (tmp_path / "here" / "runs" / "result.json").read_text() == "{}"
+    assert isoflop("fetch", f"{there}/none", str(tmp_path / "here")) == 2
+
+
 def test_a_sweep_asks_and_ends_only_what_isoflop_rented(
     market: Market, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +112,12 @@ def test_the_head_comes_first_and_a_cluster_without_one_is_named(market: Market)
     found = file.read(Path(FILE))
     with pytest.raises(ValueError, match="ray up"):
         file.targets(found)
+    market.automatic = False
+    stand(market, LAB[0])
+    with pytest.raises(ValueError, match="not ready yet: PROVISIONING"):
+        file.targets(found)
+    market.automatic = True
+    market.delete(next(iter(market.pods)))
     stand(market, *reversed(LAB))
     assert [target.kind for target in file.targets(found)] == ["head", "worker"]
 
@@ -127,17 +148,28 @@ def test_every_node_is_asked_on_its_own_port(
 
 
 def test_what_a_submitted_study_runs() -> None:
-    line = jobs.entrypoint("studies/scaling_grid.py", ["--workers", "8"], check=False)
+    line = jobs.entrypoint("studies/scaling_grid.py", ["--workers", "8"], check=0)
     assert line == (
         "cd ~/isoflop && exec .venv/bin/python studies/scaling_grid.py --address auto "
         "--tracking http://127.0.0.1:5000 --workers 8"
     )
-    own = jobs.entrypoint("studies/scaling_grid.py", ["--tracking=x; rm -rf /"], check=True)
-    assert own.startswith("cd ~/isoflop && .venv/bin/python -m cluster.connectivity && exec ")
+    own = jobs.entrypoint("studies/scaling_grid.py", ["--tracking=x; rm -rf /"], check=3)
+    assert own.startswith(
+        "cd ~/isoflop && .venv/bin/python -m cluster.connectivity --nodes 3 && exec "
+    )
     assert own.endswith("--address auto '--tracking=x; rm -rf /'")
     for study in ("studies/none.py", "/etc/passwd", "../x"):
         with pytest.raises(ValueError, match="no file of this repository"):
-            jobs.entrypoint(study, [], check=True)
+            jobs.entrypoint(study, [], check=1)
+
+
+def test_a_study_waits_for_the_nodes_that_its_file_promises() -> None:
+    assert file.read(Path(FILE)).least == 2, "the head, and one GPU node at least"
+    there, said = iter([1, 1, 2, 3]), list[str]()
+    assembled(3, lambda: next(there), said.append, pause=0)
+    assert [text[:6] for text in said] == ["1 of 3", "2 of 3"], "once for each change"
+    with pytest.raises(ValueError, match="1 of 2 nodes after 0 minutes"):
+        assembled(2, lambda: 1, said.append, patience=0, pause=0)
 
 
 def test_bandwidth_counts_what_a_link_carries() -> None:

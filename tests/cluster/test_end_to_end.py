@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+KEYS = {"laptop": "pit-of-the-laptop", "head": "pit-of-the-head"}
 TOOLS = ("ip", "sshd", "rsync", "nsenter", "unshare", "ssh-keygen")
 SEARCH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
@@ -117,8 +119,8 @@ class Lab:
             "HOME": str(self.home),
             "PATH": f"{Path(sys.executable).parent}:{SEARCH}",
             "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
-            "PRIME_API_KEY": "fake",
-            "PRIME_HEAD_API_KEY": "fake",
+            "PRIME_API_KEY": KEYS["laptop"],
+            "PRIME_HEAD_API_KEY": KEYS["head"],
             "PRIME_API_BASE_URL": "http://203.0.113.1:8700",
             "AUTOSCALER_NODE_SSH_INTERVAL_S": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -127,6 +129,7 @@ class Lab:
             return subprocess.Popen(
                 [*self._inside, *command], env=environment, cwd=ROOT, text=True,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
             )  # fmt: skip
 
     def run(self, *command: str, seconds: float = 240) -> tuple[int, str]:
@@ -135,8 +138,8 @@ class Lab:
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait() or -1
+            switched_off(process)
+            status = -1
         return status, (self.folder / "log").read_text()
 
     def until(self, reached: Callable[[], Any], what: str, seconds: float) -> Any:
@@ -159,6 +162,12 @@ class Lab:
         self.market.wait(30)
         self.market.stdout.close()
         _ip("netns", "del", self.name)
+
+
+def switched_off(process: subprocess.Popen[str]) -> None:
+    """As when the laptop's lid closes: a command and its SSH connections, without a farewell."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _ip(*words: str) -> None:
@@ -220,26 +229,44 @@ def up(lab: Lab, path: Path) -> str:
 
 
 def connected(lab: Lab, path: Path) -> str:
-    """What `isoflop cluster check` says once it finds two nodes."""
-
-    def two() -> str:
-        status, shown = lab.run(*ISOFLOP, "check", "--cluster", str(path))
-        return shown if not status and "2 nodes" in shown else ""
-
-    found: str = lab.until(two, "an all-reduce over both", 240)
-    return found
+    """What `isoflop cluster check` says, which waits for the node that is still set up."""
+    status, shown = lab.run(*ISOFLOP, "check", "--cluster", str(path))
+    assert status == 0 and "2 nodes, gloo, all-reduce of 64 MB" in shown, shown + lab.diary()
+    return shown
 
 
 def no_secret_is_seen(lab: Lab) -> None:
     """Neither in a command line of any process, nor in a log, nor in the cluster's file."""
     own = lab.home / ".isoflop" / "clusters" / "lab"
     secrets = [(own / "auth_token").read_text(), (own / "ssh_key").read_text().splitlines()[2]]
+    secrets += KEYS.values()
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _readable(path)]
     logs = [*lab.folder.glob("hosts/*/tmp/ray/session_2*/logs/**/*"), lab.folder / "log"]
     logs += [*lab.folder.glob("hosts/*/home/**/*.log"), lab.folder / "lab.yaml"]
     texts = [path.read_bytes() for path in logs if path.is_file()]
     assert len(texts) > 10, "the logs were not found"
     assert not [s for s in secrets for text in (*lines, *texts) if s.encode() in text]
+
+
+def keys_lie_where_they_are_used(lab: Lab) -> None:
+    """The head has a key of its own; no worker has one; the laptop's is on no node."""
+    homes = [path for path in lab.folder.glob("hosts/*/home") if any(path.iterdir())]
+    found = [path / ".prime" / "config.json" for path in homes]
+    (account,) = [path.read_text() for path in found if path.is_file()]
+    assert len(homes) > 1 and KEYS["head"] in account and KEYS["laptop"] not in account
+
+
+def only_the_ports_that_nodes_need(lab: Lab) -> None:
+    """What listens at an address that others reach: SSH, and the ports that the README names."""
+    spaces = [p for p in Path("/run/netns").glob(f"{lab.name}-*")]
+    assert len(spaces) == 2
+    for space in spaces:
+        words = ["nsenter", f"--net={space}", "ss", "-Htln"]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        ends = [line.split()[3].rpartition(":") for line in shown.splitlines()]
+        ports = {int(port) for host, _, port in ends if not host.startswith(("127.", "[::1]"))}
+        ssh = 2200 + int(space.name.rpartition("-")[2])
+        assert ports - {ssh, *range(6379, 6386), *range(10002, 11000)} == set(), shown
 
 
 def _readable(path: Path) -> bool:
@@ -281,7 +308,9 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     assert "limits: 2.5 $/h" in up(lab, path)
     (first,) = lab.until(lambda: lab.pods("-w-"), "a worker is rented", 90)
     assert first["priceHr"] == 1.0, "the cheapest that fits"
-    assert "gloo, all-reduce of 64 MB" in connected(lab, path)
+    connected(lab, path)
+    only_the_ports_that_nodes_need(lab)
+    keys_lie_where_they_are_used(lab)
 
     running = lab.begin(
         *ISOFLOP, "submit", "--no-check", "--cluster", str(path), "studies/scaling_grid.py", "--",
@@ -294,6 +323,8 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     )[0]
     folder = checkpoint.parents[1]
     no_secret_is_seen(lab)
+    switched_off(running)
+    reached = max(int(path.name.split("-")[1]) for path in checkpoint.parent.glob("step-*"))
     assert not (folder / "result.json").exists(), "the run is too short for this test"
     for offer in ("gpu-cheap", "gpu-dear"):
         lab.order("stock", offer, 0)
@@ -304,7 +335,8 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     (second,) = lab.until(lambda: lab.pods("-w-"), "the lost worker is replaced", 120)
     assert second["id"] != first["id"] and second["priceHr"] == 1.5
     lab.until((folder / "result.json").exists, "the run has ended", 300)
-    assert running.wait(90) == 0, lab.diary()
+    status, shown = lab.run(*ISOFLOP, "logs", "--cluster", str(path))
+    assert status == 0 and "SUCCEEDED" in shown, shown
     found = json.loads((folder / "result.json").read_text())
     assert found["status"] == "finished" and found["workers"] == 2
     assert (lab.shared / "scaling-grid" / "report.html").is_file()
@@ -318,7 +350,16 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     assert status == 0, shown
     with closing(sqlite3.connect(lab.folder / "got" / "mlflow.db")) as store:
         (runs,) = store.execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()
+        again = store.execute(
+            "SELECT step, COUNT(*) FROM metrics WHERE step BETWEEN 1 AND ? GROUP BY key, step",
+            (reached,),
+        ).fetchall()
     assert runs == 2, "the run, and the study"
+    assert again and {times for _, times in again} == {1}, "it did not begin anew"
+    (diary,) = lab.folder.glob("hosts/*/home/.isoflop/clusters/lab/watch.log")
+    assert "something runs" in diary.read_text()
+    last = lambda: max(("something runs", "nothing runs"), key=diary.read_text().rfind)  # noqa: E731
+    lab.until(lambda: last() == "nothing runs", "the watch sees that the study has ended", 90)
 
     status, shown = lab.run(*RAY, "exec", str(path), WANT_THREE)
     assert status == 0, shown

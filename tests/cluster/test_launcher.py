@@ -4,6 +4,7 @@ fake market, with an ssh and an rsync that write down what they are asked.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -133,6 +134,42 @@ def test_ray_down_leaves_nothing_and_a_second_laptop_can_do_it(
     assert prime.pods == {}
 
 
+def test_the_price_comes_before_the_question_and_no_buys_nothing(
+    prime: Market,
+    spy: Spy,
+    ray: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keyboard = io.StringIO("n\n")
+    monkeypatch.setattr(keyboard, "isatty", lambda: True, raising=False)
+    for name in ("stdin", "__stdin__"):
+        monkeypatch.setattr(f"sys.{name}", keyboard)
+    shown = ray("up", str(cluster_file(tmp_path)), "--no-config-cache")
+    price = shown.index("together: 2.06 $/h at first, 4.06 $/h at most")
+    assert price < shown.index("Launching a new cluster"), shown
+    assert prime.pods == {} and "POST /pods/" not in prime.asked and spy() == []
+
+
+def test_nodes_of_a_list_are_set_up_and_left_alone_afterwards(
+    spy: Spy, prime: Market, ray: Callable[..., str], tmp_path: Path
+) -> None:
+    config = yaml.safe_load((ROOT / "cluster" / "static.yaml").read_text())
+    (tmp_path / "key").write_text("")
+    config["auth"]["ssh_private_key"] = str(tmp_path / "key")
+    config["file_mounts"] = {"~/isoflop": str(tmp_path)}
+    path = tmp_path / "static.yaml"
+    path.write_text(yaml.safe_dump(config))
+    shown = ray("up", str(path), "-y", "--no-config-cache")
+    calls = [" ".join(call) for call in spy()]
+    assert any("start.sh head" in call for call in calls), shown
+    for call in calls:
+        assert "Port=2201" in call and "192.0.2.1" in call and "HostKeyAlias=static-" in call
+    shown = ray("down", str(path), "-y")
+    assert "No nodes remaining" in shown
+    assert prime.asked == [], "nothing is rented or given back"
+
+
 def test_a_file_that_is_wrong_buys_nothing(
     prime: Market, spy: Spy, ray: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -142,6 +179,9 @@ def test_a_file_that_is_wrong_buys_nothing(
     ):
         shown = ray("up", str(cluster_file(tmp_path, **change)), "-y", "--no-config-cache")
         assert said in shown
+    prime.fail("GET", "/pods/", Fault(status=401, body=b'{"detail": "expired"}'))
+    shown = ray("up", str(cluster_file(tmp_path)), "-y", "--no-config-cache")
+    assert shown.endswith("GET /pods/: HTTP 401: expired"), "a sentence"
     prime.stock = {"cpu-small": 0}
     shown = ray("up", str(cluster_file(tmp_path)), "-y", "--no-config-cache")
     assert "out of stock" in shown

@@ -101,6 +101,7 @@ def market(hosts: list[Hosts], folder: Path, lab: str, kept: list[str]) -> Marke
         ]
     )
     found.machines["pair"] = 2
+    found.accounts = {"pit-of-the-laptop", "pit-of-the-head"}
     hosts.append(Hosts(folder, lab, kept, found))
     found.started, found.stopped = hosts[0].start, hosts[0].stop
     return found

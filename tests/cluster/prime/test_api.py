@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -79,6 +80,30 @@ def test_an_order_is_sent_once_whatever_comes_back(
     assert market.asked.count("POST /pods/") == 1
 
 
+READS = [  # only of an order can a sentence say that nothing is left
+    (400, errors.Invalid), (401, errors.Unauthorized), (402, errors.NoFunds),
+    (403, errors.Unauthorized), (409, errors.Invalid), (422, errors.Invalid),
+    (429, errors.RateLimited), (500, errors.ServerError), (503, errors.ServerError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "kind"), READS)
+def test_a_failed_reading_never_looks_like_nothing(
+    client: Client, market: Market, status: int, kind: type[errors.ApiError]
+) -> None:
+    """Of pods, offers, keys, bills, the wallet; nor does an end look like one that happened."""
+    asked: list[Callable[[], object]] = [
+        client.pods, client.offers, client.ssh_keys, lambda: list(client.history()),
+        client.balance, lambda: client.pod("pod1"), lambda: client.delete_pod("pod1"),
+    ]  # fmt: skip
+    for method in ("GET", "DELETE"):
+        market.fail(method, ".*", Fault(status=status, body=b"No capacity"), times=99)
+    for ask in asked:
+        with pytest.raises(errors.ApiError) as caught:
+            ask()
+        assert type(caught.value) is kind
+
+
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
@@ -99,6 +124,10 @@ def test_reading_is_repeated_and_waits_as_it_is_told(client: Client, market: Mar
         market.fail("GET", "/pods/", Fault(status=status, headers={"Retry-After": "0"}))
     assert client.pods() == []
     assert market.asked == ["GET /pods/"] * 4
+    market.fail("GET", "/pods/", Fault(status=429, headers={"Retry-After": "1"}))
+    begun = time.monotonic()
+    assert client.pods() == []
+    assert time.monotonic() - begun >= 1
     market.fail("GET", "/pods/", Fault(status=429), times=4)
     with pytest.raises(errors.RateLimited):
         client.pods()
@@ -115,6 +144,15 @@ def test_a_lost_answer_is_no_refusal(market: Market, address: str, fault: Fault)
     while not market.pods and time.monotonic() < end:
         time.sleep(0.01)
     assert len(market.pods) == market.asked.count("POST /pods/") == 1
+
+
+def test_a_slow_server_is_asked_again(market: Market, address: str) -> None:
+    client = Client(Account(key=KEY, address=address), timeout=0.2, repeats=1, pause=0)
+    market.fail("GET", "/pods/", Fault(seconds=0.6, status=200, body=b'{"data": []}'))
+    assert client.pods() == []
+    market.fail("GET", "/pods/", Fault(seconds=0.6, status=200, body=b'{"data": []}'), times=2)
+    with pytest.raises(errors.LostAnswer, match="no answer"):
+        client.pods()
 
 
 @pytest.mark.parametrize("body", [b"not json", b"[]", b'{"total_count": 0}', b'{"data": null}'])

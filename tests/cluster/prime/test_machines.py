@@ -84,13 +84,10 @@ def test_each_machine_can_be_reached_from_the_laptop(
 
 
 def test_the_price_is_of_all_machines(prime: PrimeNodes) -> None:
-    shown = quote(
-        prime.provider_config["_types"], prime.fleet.limits, prime.fleet.client, several=True
-    )
-    assert (
-        "head: 36.00 $/h each (0 to 1; 2 machines with 16 H100_80GB" in shown
-        and "40 $/h at most" in shown
-    )
+    types, fleet = prime.provider_config["_types"], prime.fleet
+    shown = quote(types, "head", fleet.limits, fleet.client, several=True)
+    assert "head: 36.00 $/h each (1; 2 machines with 16 H100_80GB" in shown
+    assert "40 $/h at most" in shown and "together: 36.00 $/h at first" in shown
     assert "machine:" not in shown
 
 
