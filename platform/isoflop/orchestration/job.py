@@ -24,7 +24,7 @@ import socket
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,8 +94,10 @@ def execute(
     ranks: Ranks,
     report: Callable[[list[Record]], None],
     beside: Callable[[Job, Ranks], Capture] | None = None,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Carry out the job in this process and return its result.
+    """Carry out the job in this process and return its result, to whose `warnings` others are
+    added.
 
     `beside` gives what captures the rollouts of a job that wants another process to do it.
 
@@ -105,7 +107,7 @@ def execute(
     settle(job.threads)
     keep_to(ranks.device, job.means.gpu)
     started = time.time()
-    warnings: list[str] = []
+    warnings = [*warnings]
     try:
         begun = begin(job, ranks, report, beside, warnings.append)
         checkpoints = job.folder / "checkpoints"

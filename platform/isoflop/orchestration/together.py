@@ -84,13 +84,16 @@ def _carry_out(
     report: Report,
     beside: Callable[[Job, Ranks], Capture] | None,
 ) -> list[dict[str, Any]]:
+    why = []
     if len(jobs) > 1:
         settle(jobs[0].threads)
         try:
             return _as_one(jobs, ranks, report, beside)
-        except Exception:  # of one of them, or no memory for all: alone, each says its own
-            free(ranks.device)
-    return [execute(job, ranks, partial(report, job), beside) for job in jobs]
+        except Exception as error:  # of one of them, or no memory for all: alone, each says its own
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            why = [f"trained alone, since {len(jobs)} runs could not train as one: {words}"]
+        free(ranks.device)
+    return [execute(job, ranks, partial(report, job), beside, why) for job in jobs]
 
 
 def _as_one(

@@ -171,6 +171,7 @@ class Session:
         # Called before anything but a step reads the weights, or (True) the optimizer's moments
         # too: they may be kept elsewhere (see `together`).
         self.fetch: Callable[[bool], None] = lambda moments: None
+        self.callable: torch.nn.Module = model  # what a step calls: the model, or compiled
         share = run.rows // ranks.world
         self.micro = micro.Micro(model=model, ranks=ranks, folder=folder, share=share, rows=share)
         self.scale = LossScale.of(run, ranks.device, progress.scale)

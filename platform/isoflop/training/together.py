@@ -136,8 +136,9 @@ class _Group:
         for row, each in self._going():
             self.ended[row] = each.end("finished")
         size = len(self.sessions)
+        about = {"together": size, "peak_bytes": None}  # no run's own
         return [
-            replace(self.ended[row], computed={**self.ended[row].computed, "together": size})
+            replace(self.ended[row], computed={**self.ended[row].computed, **about})
             for row in range(size)
         ]
 

@@ -80,6 +80,7 @@ def test_one_that_cannot_begin_stops_no_other(make_run: MakeRun, make_job: MakeJ
     (jobs[1].folder / "checkpoints").write_text("a file where a folder must be")
     values = execute_together(jobs, Ranks(), silent)
     assert [each["status"] for each in values] == ["finished", "failed", "finished"]
+    assert all("trained alone" in each["warnings"][0] for each in values)
 
 
 def test_through_ray(
