@@ -245,7 +245,7 @@ def test_the_report_is_written_without_being_asked_for(
         cli.main(["fit", path.name, "--form", "tied", "--resamples", "20"])
     shown = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and "report: runs-laws/report.html" in shown
-    assert "the form tied predicts larger runs best: each budget from all smaller ones" in shown
+    assert "the form tied predicts larger runs so well: each budget from all smaller ones" in shown
     page = (tmp_path / "runs-laws" / "report.html").read_text()
     assert "width=device-width" in page and "<td>alpha</td>" in page
     assert "By it 6e20 FLOPs are best spent on" in page

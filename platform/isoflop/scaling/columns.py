@@ -76,7 +76,8 @@ def runs(table: pd.DataFrame, columns: Columns, drop: int = 0) -> Runs:
         notes += _alike(frame)
     kept = _without_highest(frame, drop)
     if len(kept) < len(frame):
-        notes.append(f"{len(frame) - len(kept)} rows with the highest losses are dropped")
+        each = " of each family" if columns.by else ""
+        notes.append(f"{len(frame) - len(kept)} rows are dropped: the {drop} highest losses{each}")
     known = tuple(refusal for refusal in refusals if refusal)
     return Runs(kept, tuple(notes), len(frame) - len(kept), known)
 
@@ -188,11 +189,13 @@ def _rules(frame: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _without_highest(frame: pd.DataFrame, drop: int) -> pd.DataFrame:
-    """Without the rows at or above the drop-th highest loss, as Besiroglu et al. 2024: ties go."""
+    """Without each family's rows at or above its drop-th highest loss, as Besiroglu et al. 2024:
+    ties go."""
     if not drop:
         return frame
-    if drop >= len(frame):
-        raise ValueError(f"drop is {drop}, but there are only {len(frame)} rows")
-    edge = frame["loss"].nlargest(drop).iloc[-1]
+    for name, rows in frame.groupby("family"):
+        if drop >= len(rows):
+            raise ValueError(f"drop is {drop}, but there are only {len(rows)} rows of {name}")
+    edge = frame.groupby("family")["loss"].transform(lambda loss: loss.nlargest(drop).iloc[-1])
     kept: pd.DataFrame = frame[frame["loss"] < edge]
     return kept

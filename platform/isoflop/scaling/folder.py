@@ -138,7 +138,7 @@ def _table(parameters: pd.DataFrame) -> str:
     """As HTML, numbers with four digits."""
     if not len(parameters):
         return "<p>No form has a law.</p>"
-    heads = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in parameters)
+    heads = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in map(str, parameters))
     rows = "".join(
         "<tr>"
         + "".join(

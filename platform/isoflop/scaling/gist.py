@@ -22,15 +22,17 @@ def gist(laws: Sequence[Law]) -> str:
     scored.sort(key=lambda pair: pair[0])
     least, best = scored[0]
     alike = [law.form for error, law in scored[1:] if error <= CLOSE * least]
-    return " ".join([_leader(best, least, alike), _best(best), _trust(best)]).strip()
+    lead = _leader(best, least, alike, len(scored) > 1)
+    return " ".join([lead, _best(best), _trust(best)]).strip()
 
 
-def _leader(best: Law, least: float, alike: Sequence[str]) -> str:
-    also = f" ({' and '.join(alike)} as well)" if alike else ""
+def _leader(best: Law, least: float, alike: Sequence[str], several: bool) -> str:
     assert isinstance(best.rolling, Score), "only scored laws lead"
+    also = f" ({' and '.join(alike)} as well)" if alike else ""
+    does = f"{also} predicts larger runs best:" if several else " predicts larger runs so well:"
     return (
-        f"Of {best.family} the form {best.form}{also} predicts larger runs best: each budget from "
-        f"all smaller ones, x{best.rolling.reach:.2g} in compute, {100 * least:.2g} % off."
+        f"Of {best.family} the form {best.form}{does} each budget from all smaller ones, "
+        f"x{best.rolling.reach:.2g} in compute, {100 * least:.2g} % off."
     )
 
 

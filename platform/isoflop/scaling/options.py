@@ -45,7 +45,13 @@ def register(fit: argparse.ArgumentParser, experiment: Experiment | None = None)
     add("--share", action="append", default=[], metavar="NAME", help="one value for all of --by")
     add("--resamples", type=int, default=1000, help="of the runs (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
-    add("--drop", type=int, default=0, metavar="K", help="leave the K highest losses out")
+    add(
+        "--drop",
+        type=int,
+        default=0,
+        metavar="K",
+        help="leave the K highest losses of each family out",
+    )
     add(
         "--target", type=float, metavar="C", help="FLOPs to optimise for (default: the largest run)"
     )

@@ -46,3 +46,16 @@ def test_compute_beside_sizes_gives_tokens_by_the_rule() -> None:
     assert "no column has a usual name for tokens: by the rule C/6N" in found.notes
     both = runs(table.assign(tokens=tokens), Columns())
     assert "compute by the rule 6ND; --c 'flops' would take that column" in both.notes
+
+
+def test_each_family_leaves_its_own_highest_losses_out() -> None:
+    """Losses of two texts do not compare, so neither do their highest ones."""
+    table = pd.DataFrame({
+        "N": [1e8] * 8, "D": np.geomspace(1e9, 1e11, 8), "text": list("aaaabbbb"),
+        "loss": [4.0, 3.9, 3.8, 3.7, 2.0, 1.9, 1.9, 1.8],
+    })  # fmt: skip
+    found = runs(table, Columns(by="text"), drop=2)
+    assert found.frame["loss"].tolist() == [3.8, 3.7, 1.8]  # ties go together
+    assert "5 rows are dropped: the 2 highest losses of each family" in found.notes
+    with pytest.raises(ValueError, match="drop is 4, but there are only 4 rows of a"):
+        runs(table, Columns(by="text"), drop=4)
