@@ -51,7 +51,7 @@ def search(size: Array, tokens: Array, loss: Array, starts: int, delta: float) -
     """Its fit from about so many starts, at most the papers' 4,500."""
     package: Any = importlib.import_module("chinchilla")
     huber = importlib.import_module("chinchilla._metrics").log_huber
-    axes = _part(starts)
+    axes = part(starts)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         law = package.Chinchilla(
@@ -64,12 +64,13 @@ def search(size: Array, tokens: Array, loss: Array, starts: int, delta: float) -
     return Found(values, int(np.prod([len(axis) for axis in axes.values()])))
 
 
-def _part(starts: int) -> dict[str, list[float]]:
-    """As many evenly spaced values per axis as make about so many starts, two at least."""
-    each = max(2, round(starts ** (1 / len(AXES))))
-    return {
-        name: axis[np.unique(np.linspace(0, len(axis) - 1, min(each, len(axis))).astype(int))]
-        .astype(float)
-        .tolist()
-        for name, axis in AXES.items()
-    }
+def part(starts: int) -> dict[str, list[float]]:
+    """As many evenly spaced values per axis as make about so many starts, two at least. Fewer than
+    all are taken from inside: the ends of the papers' axes are the worst places to start from."""
+    everything = int(np.prod([len(axis) for axis in AXES.values()]))
+    each = max(2, round(starts ** (1 / len(AXES)))) if starts < everything else everything
+    chosen = {}
+    for name, axis in AXES.items():
+        inside = np.linspace(0, len(axis) - 1, each + 2)[1:-1].round().astype(int)
+        chosen[name] = [float(x) for x in (axis if each >= len(axis) else axis[np.unique(inside)])]
+    return chosen
