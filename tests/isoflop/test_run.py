@@ -114,6 +114,8 @@ OTHER: dict[str, Any] = {
     "rollouts.every": 10,
     "rollouts.specs": (Spec(name="code", source="code"),),
     "rollouts.novelty": True,
+    "rollouts.rubric": "python",
+    "rollouts.rewards": "a rubric's text",
     "rollouts.alarms": (Alarm(metric="loop", high=0.5),),
 }
 # Markers follow from the objective; the others change no number.

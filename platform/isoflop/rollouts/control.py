@@ -92,10 +92,10 @@ def _recalled(found: Sequence[Read], spec: Spec) -> dict[str, Aggregate]:
         for seen in found
     ]
     return {
-        "recalled": _mean([float(item.mean()) for item in kept]),
-        "recalled_exactly": _mean([float(item[-1]) for item in kept]),
+        "recalled": _mean([float(item.mean()) for item in kept], share=True),
+        "recalled_exactly": _mean([float(item[-1]) for item in kept], share=True),
     }
 
 
-def _mean(values: Sequence[float | Missing]) -> Aggregate:
-    return mean([number(value) for value in values], range(len(values)))
+def _mean(values: Sequence[float | Missing], *, share: bool = False) -> Aggregate:
+    return mean([number(value) for value in values], range(len(values)), share=share)

@@ -237,6 +237,7 @@ def test_a_run_is_rewarded_while_it_trains_and_no_bit_changes(
                      captures=3, budget=1e6)  # fmt: skip
     paid = prompts.read(replace(plain, rubric=str(rubric)))
     assert paid.specs[0].answers == (" ", "") and paid.rewards == RUBRIC
+    assert paid.science() == replace(paid, rubric="elsewhere.py").science(), "the text counts"
     ended = {}
     for name, asked in (("plain", prompts.read(plain)), ("paid", paid)):
         job = make_job(make_run(rollouts=asked), name)

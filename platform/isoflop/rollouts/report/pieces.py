@@ -61,29 +61,38 @@ def rows(
         if key in prompts and sample < samples
     ]
     part = table.take(kept)
-    ids = part["completion_ids"]
+    texts = [columns["text"][index] for index in kept]
+    lengths = _lengths(texts, part["completion_ids"], vocabulary)
     likely = _likely(part["logprobs"])
     ended, values = part["stop_condition"].to_pylist(), _metrics(part, names)
     copies = _copies(part)
     for place, index in enumerate(kept):
-        text = columns["text"][index]
-        own = ids[place].values.to_numpy(zero_copy_only=False)
-        lengths = None if vocabulary is None else vocabulary.spans(text, own)
         loop = values["loop_onset"][place] if "loop_onset" in values else None
         found.append(
             [
                 prompts[asked[index]],
                 columns["sample_id"][index],
-                text,
-                lengths,
+                texts[place],
+                lengths[place],
                 likely[place],
                 None if loop is None else int(loop),
                 copies[place],
                 int(ended[place] == "stop"),
-                [_plain(values[name][place]) for name in names],
+                [values[name][place] for name in names],
             ]
         )
     return found
+
+
+def _lengths(
+    texts: Sequence[str], ids: pyarrow.ChunkedArray, vocabulary: Vocabulary | None
+) -> list[list[int] | None]:
+    """`Vocabulary.spans` of each text."""
+    if vocabulary is None or not texts:
+        return [None] * len(texts)
+    lists = ids.combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return vocabulary.all_spans(texts, flat, lists.value_lengths().to_numpy())
 
 
 def _likely(logprobs: pyarrow.ChunkedArray) -> list[str]:
@@ -101,9 +110,18 @@ def _metrics(table: pyarrow.Table, names: Sequence[str]) -> dict[str, list[float
         for name in dict.fromkeys([*names, "loop_onset"])
     }
     return {
-        name: nothing if place is None else table[place].to_pylist()
-        for name, place in places.items()
+        name: nothing if place is None else _rounded(table[place]) for name, place in places.items()
     }
+
+
+def _rounded(column: pyarrow.ChunkedArray) -> list[float | None]:
+    """To four digits, as `_plain` has them; None where a value is none or not finite."""
+    values = column.to_numpy().astype(np.float64)
+    known = np.isfinite(values) & (values != 0)
+    size = np.floor(np.log10(np.abs(values[known])))
+    scale = 10.0 ** (3 - size)
+    values[known] = np.round(values[known] * scale) / scale
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _copies(table: pyarrow.Table) -> list[list[int] | None]:
@@ -165,9 +183,19 @@ class Vocabulary:
         A character that several tokens share belongs to the first of them; where bytes that are no
         UTF-8 were written, which the text holds as U+FFFD, to the one that ended it.
         """
-        if "\ufffd" in text:
-            return _decoded(text, [self.parts[id] for id in ids.tolist()])
-        return spans(text, self.sizes[ids])
+        return self.all_spans([text], np.asarray(ids), np.array([len(ids)]))[0]
+
+    def all_spans(
+        self, texts: Sequence[str], ids: NDArray[np.integer], counts: NDArray[np.integer]
+    ) -> list[list[int] | None]:
+        """The same of many texts, of which each has so many of the ids: ten times as fast."""
+        found = spans(texts, self.sizes[ids], counts)
+        ends = np.cumsum(counts).tolist()
+        for row, text in enumerate(texts):
+            if "\ufffd" in text:
+                own = ids[ends[row] - int(counts[row]) : ends[row]]
+                found[row] = _decoded(text, [self.parts[id] for id in own.tolist()])
+        return found
 
 
 def _decoded(text: str, parts: Sequence[bytes]) -> list[int] | None:
@@ -180,17 +208,30 @@ def _decoded(text: str, parts: Sequence[bytes]) -> list[int] | None:
     return [len(part.encode("utf-16-le")) // 2 for part in found]
 
 
-def spans(text: str, sizes: NDArray[np.int64]) -> list[int] | None:
-    """The length of each token's part of a text of UTF-8, from its bytes; None where they do not
-    add up. A character that several tokens share belongs to the first."""
-    encoded = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
-    ends = np.cumsum(sizes)
-    if not len(ends) or ends[-1] != len(encoded):
-        return None
-    units = np.where((encoded & 0xC0) == 0x80, 0, np.where(encoded >= 0xF0, 2, 1))
-    places = np.concatenate([[0], np.cumsum(units)])[np.concatenate([[0], ends])]
-    lengths: list[int] = np.diff(places).tolist()
-    return lengths
+def spans(
+    texts: Sequence[str], sizes: NDArray[np.int64], counts: NDArray[np.integer]
+) -> list[list[int] | None]:
+    """The length of each token's part of each text of UTF-8, from its bytes: `sizes` of all tokens,
+    of which each text has so many (`counts`). None where they do not add up. A character that
+    several tokens share belongs to the first."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    bytes_ = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    units = np.where((bytes_ & 0xC0) == 0x80, 0, np.where(bytes_ >= 0xF0, 2, 1))
+    before = np.concatenate([[0], np.cumsum(units)])  # UTF-16 units before each byte
+    first = np.concatenate([[0], np.cumsum([len(part) for part in encoded])])
+    tokens = np.concatenate([[0], np.cumsum(counts)])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    known = (np.diff(ends[tokens]) == np.diff(first)) & (np.diff(tokens) > 0)
+    found: list[list[int] | None] = [None] * len(texts)
+    shift = np.repeat(
+        first[:-1] - ends[tokens[:-1]], counts
+    )  # from the tokens' bytes to the texts'
+    stops = np.clip(ends[1:] + shift, 0, len(bytes_))
+    starts = np.clip(ends[:-1] + shift, 0, len(bytes_))
+    lengths = (before[stops] - before[starts]).tolist()
+    for row in np.flatnonzero(known).tolist():
+        found[row] = lengths[tokens[row] : tokens[row + 1]]
+    return found
 
 
 # Probabilities from which on a token is a step paler. By factors: of a vocabulary of thousands most

@@ -219,12 +219,13 @@ def test_a_browser_draws_it_and_runs_nothing_else(study: Path) -> None:
 def test_spans_follow_whole_characters(parts: list[str]) -> None:
     parts = [part.encode("utf-8", "replace").decode() for part in parts]
     sizes = np.array([len(part.encode()) for part in parts], dtype=np.int64)
-    spans = pieces.spans("".join(parts), sizes)
-    if not parts:
-        assert spans is None
-        return
-    assert spans == [len(part.encode("utf-16-le")) // 2 for part in parts]
-    assert pieces.spans("".join(parts) + "x", sizes) is None
+    text, count = "".join(parts), len(parts)
+    both = np.concatenate([sizes, sizes])
+    one, wrong, *_ = pieces.spans([text, text + "x"], both, np.array([count, count]))
+    assert wrong is None
+    assert one == ([len(part.encode("utf-16-le")) // 2 for part in parts] or None)
+    # What stands before a text, right or wrong, moves nothing in it.
+    assert pieces.spans(["xyz", text], both, np.array([count, count]))[1] == one
 
 
 @given(some.lists(some.integers(0, 256), max_size=12))
