@@ -258,6 +258,19 @@ def keys_lie_where_they_are_used(lab: Lab) -> None:
     assert len(homes) > 1 and KEYS["head"] in account and KEYS["laptop"] not in account
 
 
+def hosts_that_train(lab: Lab) -> int:
+    """How many hosts have a worker of Ray Train, by the network that its process is in."""
+    hosts = {path.stat().st_ino for path in Path("/run/netns").glob(f"{lab.name}-*")}
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"TrainWorker" in (process / "cmdline").read_bytes():
+                found.add((process / "ns" / "net").stat().st_ino)
+        except OSError:  # it has ended meanwhile
+            continue
+    return len(hosts & found)
+
+
 def only_the_ports_that_nodes_need(lab: Lab) -> None:
     """What listens at an address that others reach: SSH, and the ports that the README names."""
     spaces = [p for p in Path("/run/netns").glob(f"{lab.name}-*")]
@@ -324,6 +337,7 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
         lambda: list(lab.shared.glob("scaling-grid/runs/*/checkpoints/*")), "a checkpoint", 240
     )[0]
     folder = checkpoint.parents[1]
+    assert hosts_that_train(lab) == 2, "one model over both"
     no_secret_is_seen(lab)
     switched_off(running)
     reached = max(int(path.name.split("-")[1]) for path in checkpoint.parent.glob("step-*"))
@@ -340,7 +354,8 @@ def test_rent_train_lose_a_node_and_give_everything_back(lab: Lab) -> None:
     status, shown = lab.run(*ISOFLOP, "logs", "--cluster", str(path))
     assert status == 0 and "SUCCEEDED" in shown, shown
     found = json.loads((folder / "result.json").read_text())
-    assert found["status"] == "finished" and found["workers"] == 2
+    # Where the node's end is known before the run goes on, it does so on what is left meanwhile.
+    assert found["status"] == "finished" and found["workers"] in (1, 2)
     assert (lab.shared / "scaling-grid" / "report.html").is_file()
     at_the_end = [path.name for path in (folder / "checkpoints").iterdir()]
     assert len(at_the_end) == 1, "the weights, and nothing that a lost node left"
