@@ -19,4 +19,5 @@ remote        shells, files and tunnels
 jobs          studies, as Ray jobs on the head
 connectivity  the all-reduce before a study may start
 backup        the record of runs, beyond the head
+wheels        the flash-attn that fits a node
 """

@@ -57,6 +57,18 @@ def test_idle_time_counts_from_the_last_work(lab: Lab) -> None:
     assert lab.watch.look() == "nothing has run for 30 minutes"
 
 
+def test_its_log_says_when_the_cluster_falls_idle(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "cluster.watch")
+    for busy in (True, True, False, False, True):
+        lab.busy = busy
+        lab.watch.look()
+    said = [record.getMessage() for record in caplog.records if record.name == "cluster.watch"]
+    quiet = "nothing runs: the cluster ends in 30 minutes, unless something does"
+    assert said == ["something runs", quiet, "something runs"]
+
+
 def test_dollars_and_hours_end_even_what_works(lab: Lab) -> None:
     lab.passes(3600 * 1.5)
     assert lab.watch.look() == ""  # 9 $
