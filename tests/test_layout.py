@@ -69,7 +69,9 @@ ALLOWED = {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",
     },
-    "study": {"run", "space", "design", "campaign", "upcoming", "watching", "training.means"},
+    "study": {
+        "run", "space", "design", "campaign", "plan", "upcoming", "watching", "training.means",
+    },
     "benchmarks": {
         "run", "targets", "data", "objectives", "training", "design", "campaign", "record", "plan",
         "orchestration", "rollouts", "scaling", "exchange", "tracking", "models",
