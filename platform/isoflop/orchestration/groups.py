@@ -81,9 +81,12 @@ class Group:
 
     def __init__(self, slots: Slots, store: Path) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.slots, self.store = slots, store
-        self.post: Any = ray.remote(num_cpus=0)(Post).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        post: Any = ray.remote(num_cpus=0)(Post)  # not on a machine that may be lost without us
+        self.post = post.options(scheduling_strategy=here).remote()
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="group", daemon=True)
         self.thread.start()

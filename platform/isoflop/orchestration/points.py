@@ -310,8 +310,8 @@ class Work:
         self.job, self.slots, self.kept = job, slots, kept
         self.number: int | None = None  # of the job, in its group
         self.deaths = 0
-        if kept.group and kept.group.slots.workers < slots.workers:  # machines have gone
-            self._shrink()
+        if kept.group is None or kept.group.slots.workers < slots.workers:
+            self._shrink()  # machines may have gone, also before this process was started
 
     def look(self) -> tuple[list[Record], dict[str, Any] | None]:
         """What was recorded in the last second, and the result if it has ended."""

@@ -13,6 +13,8 @@ from functools import cache
 
 import torch
 
+from isoflop.training.precision import DTYPES, has
+
 TERA = 1e12
 SHEETS = {  # the first whose words all stand in the device's name
     "B200": 2250 * TERA,
@@ -51,13 +53,12 @@ def listed(name: str) -> float | None:
 def peak(device: str, precision: str) -> float:
     """FLOPs per second of one device in the precision that a run's products have there."""
     kind = device.split(":")[0]
-    low = precision == "float16" or precision == "bfloat16" or (precision, kind) == ("auto", "cuda")
-    dtype = torch.float32
-    if low:
-        known = listed(torch.cuda.get_device_name(device)) if kind == "cuda" else None
-        if known is not None:
-            return known
-        dtype = torch.bfloat16
+    if precision == "auto" and kind == "cuda" and has("bfloat16", device):
+        precision = "bfloat16"
+    dtype = DTYPES.get(precision, torch.float32)
+    known = listed(torch.cuda.get_device_name(device)) if kind == "cuda" else None
+    if known is not None and dtype != torch.float32:
+        return known
     return _measured(device, SIDES[kind], dtype)
 
 
