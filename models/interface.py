@@ -164,9 +164,9 @@ class Model(nn.Module, ABC):
     config: Config
     backend: Backend = "sdpa"  # how attention is computed here; changes no more than the rounding
     # In training, keep only what goes into each layer and compute its inside again for the gradient
-    # (Chen et al. 2016): memory for about a third more computation, no number changed. A recurrent
-    # network has no layers of that kind: there it makes no difference.
-    checkpointing: bool = False
+    # (Chen et al. 2016): memory for about a third more computation, no number changed. None: it has
+    # no layers of that kind.
+    checkpointing: bool | None = False
 
     @abstractmethod
     def hidden(
@@ -198,7 +198,7 @@ class Model(nn.Module, ABC):
 
     def through(self, block: nn.Module, *inputs: Any) -> Tensor:
         """What a layer gives, by way of `checkpointing` where that is asked for."""
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        again = bool(self.checkpointing) and self.training and torch.is_grad_enabled()
         y: Tensor = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
         return y
 

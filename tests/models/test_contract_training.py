@@ -211,6 +211,9 @@ def test_the_compiled_model_is_the_same_model(zoo: Any, name: str) -> None:
 
 def test_checkpointing_changes_no_gradient_and_keeps_less(zoo: Any, config: Config) -> None:
     model = zoo.build(config)
+    if isinstance(model, CharRNN):
+        assert model.checkpointing is None, "stated: it has no layers to compute again"
+        pytest.skip("a recurrent network is one call")
     gradients, kept = [], []
     for model.checkpointing in (False, True):
         torch.manual_seed(3)  # a router's noise
@@ -226,7 +229,7 @@ def test_checkpointing_changes_no_gradient_and_keeps_less(zoo: Any, config: Conf
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-6, atol=1e-7)
-    assert kept[1] == kept[0] if isinstance(model, CharRNN) else kept[1] < 0.5 * kept[0]
+    assert kept[1] < 0.5 * kept[0]
 
 
 # --- learning, and what is refused ----------------------------------------------------------------

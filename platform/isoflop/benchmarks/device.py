@@ -15,19 +15,22 @@ from dataclasses import dataclass
 
 import torch
 
-# The first whose words all stand in the device's name: FLOP/s in bfloat16, bytes/s.
-SHEETS: dict[str, tuple[float, float]] = {
-    "B200": (2250e12, 8.0e12),
-    "H200": (989e12, 4.8e12),
-    "GH200": (989e12, 4.0e12),
-    "H100 PCIe": (756e12, 2.0e12),
-    "H100 NVL": (835e12, 3.9e12),
-    "H100": (989e12, 3.35e12),
-    "A100 40GB": (312e12, 1.555e12),
-    "A100": (312e12, 2.039e12),
-    "L40S": (362e12, 0.864e12),
-    "L4": (121e12, 0.3e12),
-    "RTX 4090": (165e12, 1.008e12),
+from isoflop.training import peak
+
+# Bytes per second of the first whose words all stand in the device's name. FLOPs per second of the
+# same devices are in `training.peak`.
+BANDWIDTHS = {
+    "B200": 8.0e12,
+    "H200": 4.8e12,
+    "GH200": 4.0e12,
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H100": 3.35e12,
+    "A100 40GB": 1.555e12,
+    "A100": 2.039e12,
+    "L40S": 0.864e12,
+    "L4": 0.3e12,
+    "RTX 4090": 1.008e12,
 }
 SIDE = {"cuda": 8192, "cpu": 768}  # of the square matrices
 COPIED = {"cuda": 2**30, "cpu": 2**26}  # bytes, more than any cache holds
@@ -54,9 +57,10 @@ class Limits:
 
     def __str__(self) -> str:
         parts = [f"measured {self.flops / 1e12:,.2f} TFLOP/s and {self.bytes / 1e9:,.0f} GB/s"]
-        if self.sheet_flops and self.sheet_bytes:
-            on_sheet = f"{self.sheet_flops / 1e12:,.0f} TFLOP/s, {self.sheet_bytes / 1e9:,.0f} GB/s"
-            parts.append(f"data sheet {on_sheet}")
+        if self.sheet_flops:
+            parts.append(f"on its data sheet {self.sheet_flops / 1e12:,.0f} TFLOP/s")
+        if self.sheet_bytes:
+            parts.append(f"and {self.sheet_bytes / 1e9:,.0f} GB/s")
         return f"{self.name}: {'; '.join(parts)}"
 
 
@@ -81,13 +85,11 @@ def check(device: str) -> str:
     return kind
 
 
-def listed(name: str) -> tuple[float, float] | tuple[None, None]:
+def listed(name: str) -> tuple[float | None, float | None]:
     """FLOP/s and bytes/s on the sheet of a GPU with this name."""
     words = name.upper().replace("-", " ").split()
-    for known, found in SHEETS.items():
-        if all(word in words for word in known.upper().split()):
-            return found
-    return None, None
+    known = (n for n in BANDWIDTHS if all(word in words for word in n.upper().split()))
+    return peak.listed(name), next((BANDWIDTHS[name] for name in known), None)
 
 
 def settled(device: str) -> float:

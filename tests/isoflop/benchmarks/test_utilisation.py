@@ -45,7 +45,7 @@ def test_what_is_not_listed_is_measured() -> None:
     assert found.most_bytes == found.bytes > 0 and "measured" in str(found)
     listed = replace(found, sheet_flops=989e12, sheet_bytes=3.35e12)
     assert (listed.most_flops, listed.most_bytes) == (989e12, 3.35e12)
-    assert "989 TFLOP/s, 3,350 GB/s" in str(listed)
+    assert "989 TFLOP/s; and 3,350 GB/s" in str(listed)
 
 
 def test_the_sizes_are_what_they_are_called() -> None:
