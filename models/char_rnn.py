@@ -70,7 +70,6 @@ class CharRNN(Model):
     """The model of a `CharRNNConfig` whose vocabulary is known."""
 
     config: CharRNNConfig
-    checkpointing = None  # all layers and positions are one call
 
     def __init__(self, config: CharRNNConfig) -> None:
         super().__init__()

@@ -134,6 +134,7 @@ class Decoder(Model):
     """Embedding, blocks, norm, head. A block takes the stream (B, T, D) and the frame."""
 
     config: DecoderConfig
+    checkpointing = False
     embedding: nn.Embedding
     blocks: nn.ModuleList
     norm: nn.Module

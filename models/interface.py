@@ -164,9 +164,9 @@ class Model(nn.Module, ABC):
     config: Config
     backend: Backend = "sdpa"  # how attention is computed here; changes no more than the rounding
     # In training, keep only what goes into each layer and compute its inside again for the gradient
-    # (Chen et al. 2016): memory for about a third more computation, no number changed. None: it has
-    # no layers of that kind.
-    checkpointing: bool | None = False
+    # (Chen et al. 2016): memory for about a third more computation, no number changed. None: the
+    # model cannot; those that can go `through` their layers.
+    checkpointing: bool | None = None
 
     @abstractmethod
     def hidden(

@@ -145,7 +145,9 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() and by_hand(x, self.weight):
             y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
             return y
-        weight = self.weight.to(x.dtype)  # under autocast: torch's fused kernel takes equals only
+        weight = self.weight
+        if x.dtype in (torch.bfloat16, torch.float16):  # torch's fused kernel takes equals only
+            weight = weight.to(x.dtype)
         return F.rms_norm(x, self.weight.shape, weight, self.epsilon)
 
 

@@ -245,6 +245,7 @@ class DecoderBlock(nn.Module):
 class T5(EncoderDecoder):
     """The model of a `T5Config` whose vocabulary is known."""
 
+    checkpointing = False
     block: ClassVar[type[nn.Module]] = DecoderBlock
 
     def __init__(self, config: T5Config) -> None:
