@@ -145,7 +145,7 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() and by_hand(x, self.weight):
             y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
             return y
-        weight = self.weight
+        weight: Tensor = self.weight
         if x.dtype in (torch.bfloat16, torch.float16):  # torch's fused kernel takes equals only
             weight = weight.to(x.dtype)
         return F.rms_norm(x, self.weight.shape, weight, self.epsilon)
