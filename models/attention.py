@@ -28,14 +28,15 @@ BACKENDS: tuple[Backend, ...] = ("sdpa", "flex", "flash")
 class Mask:
     """Which keys a query may read, and which backend computes it. All conditions hold together.
 
-    The T queries are the last T of the S keys. Make one mask for each forward pass: what a backend
-    needs of it is built once and shared by the layers.
+    The T queries are the last T of the S keys, unless `held` says where they stand. Make one mask
+    for each forward pass: what a backend needs of it is built once and shared by the layers.
     """
 
     causal: bool = True  # no token reads a later one
     prefix: int | Tensor | None = None  # but all read these first keys; one number, or (B,)
     window: int | None = None  # a token reads itself and the window - 1 tokens beside it
     documents: Tensor | None = None  # (B, S) ids; a token reads its own run of equal ids only
+    held: Tensor | None = None  # (1,): the queries follow so many keys, and are not the last of all
     backend: Backend = "sdpa"
     _built: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -58,7 +59,8 @@ class Mask:
     def hides(self, total: int) -> bool:
         """Does it hide more of `total` keys than the triangle of a causal kernel?"""
         near = self.window is not None and self.window < total
-        return near or self.prefix is not None or self.documents is not None
+        others = (self.prefix, self.documents, self.held)
+        return near or any(part is not None for part in others)
 
     def rule(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """(row, query, key), index tensors of shapes that broadcast, to whether it is read.
@@ -87,7 +89,8 @@ class Mask:
             index = torch.arange(total, device=like.device)
             varies = self.documents is not None or isinstance(self.prefix, Tensor)
             row = torch.arange(like.shape[0] if varies else 1, device=like.device)
-            built = self.rule()(row[:, None, None], index[total - new :, None], index[None, :])
+            query = index[total - new :] if self.held is None else index[:new] + self.held
+            built = self.rule()(row[:, None, None], query[:, None], index[None, :])
             self._built[key] = built.expand(len(row), new, total).unsqueeze(1)
         held: Tensor = self._built[key]
         return held
@@ -142,10 +145,13 @@ def attend(
     mask = mask or Mask()
     new, total = q.shape[2], k.shape[2]
     assert new <= total or not mask.causal, "causal queries are among the tokens they attend to"
-    if mask.causal and mask.window and bias is mask.prefix is mask.documents is None:
+    apart = (bias, mask.prefix, mask.documents, mask.held)
+    if mask.causal and mask.window and all(part is None for part in apart):
         reach = new - 1 + mask.window  # what no query can read need not be masked either
         k, v = k[:, :, -reach:], v[:, :, -reach:]
         total = k.shape[2]
+    if mask.held is not None and mask.backend != "sdpa":
+        raise ValueError(f"backend {mask.backend!r} has no step of fixed shapes; use 'sdpa'")
     if mask.backend == "flex":
         return _flex(q, k, v, mask, bias, scale)
     if mask.backend == "flash":

@@ -5,6 +5,7 @@
     KeyValueCache    "static": room for all tokens, allocated once; the fastest
     GrowingCache     "growing": room for what is there, doubled when full
     SlidingCache     "sliding": a layer with a window keeps no more than its window; exact
+    FixedCache       "fixed": static, with steps of one shape each, which can be recorded
     QuantisedCache   "quantised": 8 bits a number and a scale per head and token; not exact
     StateCache       a recurrent network's hidden state, of one size however much was read
 
@@ -24,8 +25,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-CacheKind = Literal["static", "growing", "sliding", "quantised"]
-CACHE_KINDS: tuple[CacheKind, ...] = ("static", "growing", "sliding", "quantised")
+CacheKind = Literal["static", "growing", "sliding", "quantised", "fixed"]
+CACHE_KINDS: tuple[CacheKind, ...] = ("static", "growing", "sliding", "quantised", "fixed")
 LEVELS = 127  # of a sign and seven bits
 
 
@@ -133,6 +134,43 @@ class KeyValueCache(KeyValues):
             _rows_of(self.values, rows, self.length),
             self.length,
         )
+
+
+class FixedCache(KeyValueCache):
+    """Layers are given all the room there is, and a mask hides what is not written yet.
+
+    How much is held stands on the device too, and no step depends on a number of the host: a step
+    of as many tokens is the same work each time, and can be recorded and played again (a CUDA
+    graph). It pays where launching kernels takes longer than their work.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int = 0) -> None:
+        super().__init__(keys, values, length)
+        self.held = keys.new_full((1,), length, dtype=torch.long)
+        for part in (keys, values):
+            part[:, :, :, length:].zero_()  # what is hidden is multiplied too, by 0
+
+    def places(self, tokens: int) -> Tensor:
+        """The positions (T,) of the next `tokens` tokens."""
+        return self.held + torch.arange(tokens, device=self.held.device)
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        self.held += tokens
+
+    def rewind(self, length: int) -> None:
+        """Forget the tokens behind the first `length`."""
+        assert 0 <= length <= self.length, "what has not been read cannot be kept"
+        self.length = length
+        self.held.fill_(length)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns all the room (B, H, S, K), whatever is held."""
+        self._admit(k.shape[0], k.shape[2], k, v)
+        places = self.places(k.shape[2])
+        self.keys[layer].index_copy_(2, places, k)
+        self.values[layer].index_copy_(2, places, v)
+        return self.keys[layer], self.values[layer]
 
 
 class GrowingCache(KeyValueCache):

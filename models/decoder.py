@@ -16,16 +16,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from models.cache import (
     CACHE_KINDS,
     Cache,
     CacheKind,
+    FixedCache,
     GrowingCache,
     KeyValueCache,
     QuantisedCache,
@@ -47,6 +47,7 @@ from models.layers import (
 ALLOCATED: dict[str, type[KeyValueCache]] = {
     "static": KeyValueCache,
     "growing": GrowingCache,
+    "fixed": FixedCache,
     "quantised": QuantisedCache,
 }
 
@@ -130,15 +131,10 @@ class DecoderConfig(Config):
 
 
 class Decoder(Model):
-    """Embedding, blocks, norm, head. A block takes the stream (B, T, D) and the frame.
-
-    `checkpointing`: in training, keep only what goes into each block and compute its inside again
-    for the gradient (Chen et al. 2016): memory for about a third more computation, no number
-    changed. Like `backend`, it says how a machine computes the model, and not which model it is.
-    """
+    """Embedding, blocks, norm, head. A block takes the stream (B, T, D) and the frame."""
 
     config: DecoderConfig
-    checkpointing: bool = False
+    checkpointing = False
     embedding: nn.Embedding
     blocks: nn.ModuleList
     norm: nn.Module
@@ -182,9 +178,8 @@ class Decoder(Model):
         """
         where = self.prepared(frame(self, tokens, cache, documents, positions))
         x = self.embed(tokens, where)
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = checkpoint(block, x, where, use_reentrant=False) if again else block(x, where)
+            x = self.through(block, x, where)
         where.advance(tokens)
         y: Tensor = self.norm(x)
         return y
@@ -294,6 +289,14 @@ class RotaryDecoder(Decoder):
             if isinstance(module, nn.Linear | nn.Embedding):
                 std = residual_std if name.endswith(".output") else INITIAL_STD
                 nn.init.normal_(module.weight, std=std)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts leave the rotations in float32: in bfloat16, angles would be off by 1/256."""
+        exact = self.rotation
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.rotation.dtype != exact.dtype:
+            self.rotation = exact.to(self.rotation.device)
+        return self
 
     def prepared(self, where: Frame) -> Frame:
         return replace(where, rotation=self.rotation[where.positions])

@@ -57,6 +57,6 @@ class Diffusion(Denoiser, Llama):
         where = self.prepared(frame(self, tokens, None, documents, positions, causal=False))
         x = self.embed(tokens, where)
         for block in self.blocks:
-            x = block(x, where)
+            x = self.through(block, x, where)
         y: Tensor = self.norm(x)
         return y

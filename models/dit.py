@@ -134,6 +134,6 @@ class DiT(Diffusion):
             times = (tokens == self.config.vocab - 1).float().mean(dim=1)
         code, x = self.time(times), self.embed(tokens, where)
         for block in self.blocks:
-            x = block(x, code, where)
+            x = self.through(block, x, code, where)
         shift, scale = self.modulation(code).chunk(2, dim=1)
         return modulate(x, shift, scale)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Mask, starts
-from models.cache import Cache, KeyValues
+from models.cache import Cache, FixedCache, KeyValues
 from models.interface import Config, Model
 from models.kernels import RootMeanSquare, TanhGELU, by_hand
 
@@ -68,12 +68,16 @@ def frame(
     check_places(model.config, tokens, cache, documents, positions)
     kind = type(cache).__name__
     assert cache is None or isinstance(cache, KeyValues), f"a {kind} holds no keys and values"
-    mask = Mask(causal=causal, documents=documents, backend=model.backend)
+    fixed = cache if isinstance(cache, FixedCache) else None
+    held = None if fixed is None else fixed.held
+    mask = Mask(causal=causal, documents=documents, held=held, backend=model.backend)
     where: slice | Tensor
     if positions is not None:
         where = positions
     elif documents is not None:
         where = restarting(documents)
+    elif fixed is not None:
+        where = fixed.places(tokens.shape[1])
     else:
         where = span(tokens, cache, model.config.context)
     return Frame(positions=where, mask=mask, cache=cache)
@@ -141,7 +145,10 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() and by_hand(x, self.weight):
             y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
             return y
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        weight: Tensor = self.weight
+        if x.dtype in (torch.bfloat16, torch.float16):  # torch's fused kernel takes equals only
+            weight = weight.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, weight, self.epsilon)
 
 
 def gelu(x: Tensor) -> Tensor:

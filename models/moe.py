@@ -12,6 +12,7 @@ Letters: B batch, T tokens, N = B T tokens, D width, F inner width, E experts, P
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -90,14 +91,30 @@ class MoEConfig(RotaryConfig):
 def grouped_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     """x (P, D), sorted by expert, times each expert's matrix (E, D, F): (P, F).
 
-    The first counts[0] rows go through the first matrix, and so on: counts (E,) sums to P.
+    The first counts[0] rows go through the first matrix, and so on: counts (E,) sums to P. Under
+    autocast in its precision, as other products are: torch's own kernel does not see to that, and
+    is one kernel for all experts in bfloat16 only.
     """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    x, weights = x.to(dtype), weights.to(dtype)
+    if torch.compiler.is_compiling() and dtype != torch.bfloat16:
+        return _untraced(x, weights, counts)
+    return _grouped(x, weights, counts)
+
+
+def _grouped(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     size = x.element_size()
     aligned = all(n * size % 16 == 0 for n in weights.shape[1:])  # as torch's kernel wants it
     if aligned and x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return F.grouped_mm(x, weights.to(x.dtype), offs=counts.cumsum(0).int())
+        return F.grouped_mm(x, weights, offs=counts.cumsum(0).int())
     parts = torch.split(x, counts.tolist())
-    return torch.cat([part @ own for part, own in zip(parts, weights.to(x.dtype), strict=True)])
+    return torch.cat([part @ own for part, own in zip(parts, weights, strict=True)])
+
+
+# In a compiled model: torch can trace its kernel in bfloat16 only.
+_untraced: Callable[[Tensor, Tensor, Tensor], Tensor]
+_untraced = torch.compiler.disable(_grouped)  # type: ignore[no-untyped-call]
 
 
 class Router(nn.Module):

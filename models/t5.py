@@ -245,6 +245,7 @@ class DecoderBlock(nn.Module):
 class T5(EncoderDecoder):
     """The model of a `T5Config` whose vocabulary is known."""
 
+    checkpointing = False
     block: ClassVar[type[nn.Module]] = DecoderBlock
 
     def __init__(self, config: T5Config) -> None:
@@ -290,7 +291,7 @@ class T5(EncoderDecoder):
         hidden = hiding(present, bias.dtype)
         bias = bias if hidden is None else bias + hidden
         for block in self.encoder:
-            x = block(x, bias)
+            x = self.through(block, x, bias)
         y: Tensor = self.encoder_norm(x)
         return y
 
@@ -319,7 +320,7 @@ class T5(EncoderDecoder):
         new = x.shape[1]
         bias, hidden = self.distances(new, past + new), hiding(present, x.dtype)
         for layer, block in enumerate(self.decoder):
-            x = block(x, bias, known[layer], hidden, cache)
+            x = self.through(block, x, bias, known[layer], hidden, cache)
         if cache is not None:
             cache.advance(new)
         y: Tensor = self.norm(x)

@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     kinds = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
     steps = kinds.add_parser(
         "train",
-        help="the whole training loop against the matrix products and attention it must do anyway",
+        help="the whole training loop against the matrix products and attention it must do anyway; "
+        "with --device, the share of a GPU that a step uses",
     )
     steps.add_argument(
         "--model", action="append", help="a model of the zoo (default: all); repeatable"
@@ -64,10 +65,26 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument(
         "--steps", type=int, default=12, help="pairs measured per shape (default: 12)"
     )
+    _device_options(steps)
+    steps.add_argument("--rows", type=int, default=16, help="of a step (default: %(default)s)")
+    steps.add_argument(
+        "--compile", default="layers", help="layers, whole or none (default: %(default)s)"
+    )
+    steps.add_argument(
+        "--backend", default="sdpa", help="attention: sdpa, flex or flash (default: %(default)s)"
+    )
     steps.set_defaults(act=_bench_train)
-    text_out = kinds.add_parser("generate", help="text written, against the transformers library")
+    text_out = kinds.add_parser(
+        "generate",
+        help="text written, against the transformers library; with --device, the share of a GPU's "
+        "memory bandwidth",
+    )
     text_out.add_argument("--vocab", type=int, default=8192, help="default: %(default)s")
     text_out.add_argument("--pairs", type=int, default=5, help="per load (default: %(default)s)")
+    text_out.add_argument(
+        "--model", action="append", help="with --device: a decoder of the zoo; repeatable"
+    )
+    _device_options(text_out)
     text_out.set_defaults(act=_bench_generate)
     points = kinds.add_parser(
         "orchestration", help="a grid of short runs beside plain loops; recovery; MLflow's share"
@@ -251,16 +268,34 @@ def _plan(options: argparse.Namespace) -> int:
     return show(options)
 
 
-def _bench_train(options: argparse.Namespace) -> int:
-    from isoflop.benchmarks.training import show
+def _device_options(parser: argparse.ArgumentParser) -> None:
+    """Of benchmarks that can be of one device, in place of this machine's CPU beside its peers."""
+    parser.add_argument(
+        "--device", help="cuda: the share of it that is used; cpu: to try the command"
+    )
+    parser.add_argument(
+        "--size", action="append", help="with --device: tiny, 125M or 350M; repeatable"
+    )
 
-    return show(options.model, options.steps)
+
+def _bench_train(options: argparse.Namespace) -> int:
+    from isoflop.benchmarks import training, utilisation
+
+    if options.device is None:
+        return training.show(options.model, options.steps)
+    setting = utilisation.Setting(
+        device=options.device, rows=options.rows, compiling=options.compile,
+        backend=options.backend, steps=options.steps,
+    )  # fmt: skip
+    return utilisation.show(options.model, options.size, setting)
 
 
 def _bench_generate(options: argparse.Namespace) -> int:
-    from isoflop.benchmarks.generation import show
+    from isoflop.benchmarks import decoding, generation
 
-    return show(options.vocab, options.pairs)
+    if options.device is None:
+        return generation.show(options.vocab, options.pairs)
+    return decoding.show(options.model, options.size, options.device)
 
 
 def _bench_orchestration(options: argparse.Namespace) -> int:

@@ -249,3 +249,5 @@ def fits(objective: Objective, model: Config) -> None:
             f"objective {objective.name!r} is for models of the family {objective.family}, and "
             f"{model.name!r} is of the family {model.family}; it can learn {suiting(model).name!r}"
         )
+    codes = getattr(model, "codebooks", 1)
+    check(codes == 1, "model.codebooks", codes, "1: a text has one token at each position")

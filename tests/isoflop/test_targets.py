@@ -36,6 +36,11 @@ def make(model: Any, objective: targets.Objective) -> Run:
     )
 
 
+def test_text_has_one_token_at_a_position() -> None:
+    with pytest.raises(ValueError, match=r"model\.codebooks is 3; it must be 1"):
+        make(T5Config(**SHAPE, codebooks=3), SpanDenoising())
+
+
 @pytest.mark.parametrize(("model", "objective"), PAIRS)
 def test_a_run_survives_json_with_its_objective(model: Any, objective: targets.Objective) -> None:
     for run in (make(model, objective), make(model, objective).resolve(vocab=50, fingerprint="x")):

@@ -174,7 +174,19 @@ def test_flash_without_its_package_is_a_clear_error() -> None:
         attend(q, q, q, Mask(backend="flash"))
 
 
+def test_steps_of_fixed_shapes_are_the_default_backends() -> None:
+    """The queries stand behind the keys that are held; what lies beyond is not read."""
+    q, k, v = heads(4, 2, 0), heads(4, 9, 1), heads(4, 9, 2)
+    held = torch.tensor([5])
+    found = attend(q, k, v, Mask(held=held, window=3))
+    expected = attend(q, k[:, :, :7], v[:, :, :7], Mask(window=3))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="'flex' has no step of fixed shapes"):
+        attend(q, k, v, Mask(held=held, backend="flex"))
+
+
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_backends_agree_on_a_gpu(backend: str) -> None:
     if backend == "flash":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cache import GrowingCache, KeyValueCache, QuantisedCache, SlidingCache
+from models.cache import FixedCache, GrowingCache, KeyValueCache, QuantisedCache, SlidingCache
 
 LAYERS, BATCH, HEADS, CAPACITY, SIZE = 2, 3, 2, 7, 4
 
@@ -136,6 +136,24 @@ def test_a_growing_cache_takes_memory_as_it_needs_it(monkeypatch: pytest.MonkeyP
     keys, values = new_tokens(2, 9)
     with pytest.raises(ValueError, match="room for 7 tokens and holds 6; 2 more"):
         cache.append(0, keys[0], values[0])
+
+
+def test_a_fixed_cache_counts_on_the_device_and_can_be_rewound() -> None:
+    like, shape = torch.zeros(1), {"layers": 1, "batch": 2, "heads": 1, "capacity": 6, "size": 4}
+    cache = FixedCache.allocate(**shape, like=like)
+    first, second = (torch.randn(2, 1, 3, 4) for _ in range(2))
+    for part in (first, second):
+        keys, values = cache.append(0, part, 2 * part)
+        cache.advance(3)
+    assert keys.shape == values.shape == (2, 1, 6, 4), "all the room, whatever is held"
+    assert torch.equal(keys, torch.cat((first, second), dim=2)) and torch.equal(values, 2 * keys)
+    cache.rewind(2)
+    assert (cache.length, cache.held.tolist(), cache.places(2).tolist()) == (2, [2], [2, 3])
+    kept = cache.keep(torch.tensor([1]))
+    assert (kept.length, kept.held.tolist()) == (2, [2])
+    assert torch.equal(kept.keys[0, :, :, :2], first[1:, :, :2]) and not kept.keys[..., 2:, :].any()
+    with pytest.raises(ValueError, match="room for 6 tokens and holds 2; 5 more"):
+        cache.append(0, torch.zeros(2, 1, 5, 4), torch.zeros(2, 1, 5, 4))
 
 
 def test_a_sliding_cache_holds_what_a_window_reaches() -> None:

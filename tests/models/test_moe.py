@@ -143,3 +143,14 @@ def test_active_counts_leave_out_the_idle_experts() -> None:
 def test_impossible_routings_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"routing\.{field} is {value}"):
         Routing(**{"experts": 4, field: value})  # type: ignore[arg-type]
+
+
+def test_under_autocast_the_product_is_in_its_precision() -> None:
+    """As other products are; torch's own kernel takes what it is given."""
+    x, weights, counts = torch.randn(6, 16), torch.randn(3, 16, 8), torch.tensor([1, 0, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = grouped_product(x, weights, counts)
+        with torch.autocast("cpu", enabled=False):
+            exact = grouped_product(x, weights, counts)
+    assert (low.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(low.float(), exact, rtol=2e-2, atol=5e-2)

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.exchange.shapes import config_of, described
+from isoflop.exchange.shapes import config_of, described, head_factor
 from isoflop.exchange.weights import from_theirs, to_theirs
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def load_model(folder: Path) -> Model:
     tensors = _tensors(folder)
     model = config.build()
     ours = from_theirs(config, tensors)
+    if (factor := head_factor(theirs)) != 1:
+        ours["unembedding.weight"] = ours["unembedding.weight"] * factor
     expected = model.state_dict()
     for name, tensor in ours.items():
         if tensor.shape != expected[name].shape:

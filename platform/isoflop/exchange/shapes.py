@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from models import GPT2Config, LlamaConfig, MoEConfig
+from models import GPT2Config, LlamaConfig, MoEConfig, SerialT5Config
 from models.interface import Config, Scales
 from models.layers import RopeScaling
 from models.moe import Routing
 
 ROPE_DEFAULT = 10_000.0
+T5_CONTEXT = 512
 
 
 def config_of(theirs: Mapping[str, Any]) -> Config:
@@ -25,7 +26,9 @@ def config_of(theirs: Mapping[str, Any]) -> Config:
         return LlamaConfig(**_rotary(theirs))
     if kind == "mixtral":
         return _mixtral(theirs)
-    raise ValueError(f"model_type is {kind!r}; it must be one of gpt2, llama, mixtral")
+    if kind == "t5":
+        return _t5(theirs)
+    raise ValueError(f"model_type is {kind!r}; it must be one of gpt2, llama, mixtral, t5")
 
 
 def described(config: Config) -> dict[str, Any]:
@@ -142,6 +145,41 @@ def _mixtral(theirs: Mapping[str, Any]) -> MoEConfig:
     if routing.top == 1:
         raise ValueError("num_experts_per_tok is 1; it must be at least 2: theirs counts it whole")
     return MoEConfig(**_rotary(theirs), routing=routing)
+
+
+def _t5(theirs: Mapping[str, Any]) -> SerialT5Config:
+    """Version 1.1 (also FLAN's): gated, and as deep on both sides. Its positions are relative, so
+    that its context is what it was trained on."""
+    width, depth = _need(theirs, "d_model"), _need(theirs, "num_layers")
+    heads = _need(theirs, "num_heads")
+    _demand(
+        theirs,
+        feed_forward_proj=("gated-gelu",),
+        num_decoder_layers=(None, depth),
+        d_kv=(width // heads,),
+        layer_norm_epsilon=(1e-6,),
+    )
+    _need(theirs, "feed_forward_proj")  # left out, it is relu
+    return SerialT5Config(
+        vocab=_need(theirs, "vocab_size"),
+        context=int(theirs.get("n_positions") or T5_CONTEXT),
+        width=width,
+        depth=depth,
+        heads=heads,
+        ffn=_need(theirs, "d_ff"),
+        buckets=theirs.get("relative_attention_num_buckets", 32),
+        distance=theirs.get("relative_attention_max_distance", 128),
+    )
+
+
+def head_factor(theirs: Mapping[str, Any]) -> float:
+    """What a head's weights are multiplied by: a T5 whose head is its embedding too scales the
+    states before it, and ours has a head of its own."""
+    if theirs.get("model_type") != "t5":
+        return 1.0
+    tied = theirs.get("tie_word_embeddings") is not False
+    scaled: bool = theirs.get("scale_decoder_outputs", tied)
+    return float(_need(theirs, "d_model") ** -0.5) if scaled else 1.0
 
 
 def _described_gpt2(config: GPT2Config) -> dict[str, Any]:

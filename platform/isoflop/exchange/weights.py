@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models import GPT2Config, LlamaConfig, MoEConfig
+from models import GPT2Config, LlamaConfig, MoEConfig, SerialT5Config
 from models.decoder import DecoderConfig, RotaryConfig
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # What older files hold besides weights: masks and tables that follow from the configuration.
 DERIVED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+# And of T5: copies of its one table, and biases that nothing reads.
+COPIES = (".embed_tokens.weight", ".EncDecAttention.relative_attention_bias.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +72,15 @@ def halves(weight: Tensor, size: int) -> Tensor:
 
 def from_theirs(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict. Raises ValueError for a tensor that is missing, or that has no place."""
-    assert isinstance(config, DecoderConfig)
     known = {n: t for n, t in tensors.items() if not n.endswith(DERIVED)}
+    if isinstance(config, SerialT5Config):
+        known = {n: t for n, t in known.items() if not n.endswith(COPIES)}
+        known.setdefault("lm_head.weight", _need(known, "shared.weight"))
     if isinstance(config, GPT2Config):  # the published file leaves the prefix out
         bare = not any(name.startswith("transformer.") for name in known)
         known = {f"transformer.{n}" if bare and n != "lm_head.weight" else n: t
                  for n, t in known.items()}  # fmt: skip
-    if config.embedding_is_head:
+    if isinstance(config, DecoderConfig) and config.embedding_is_head:
         known.pop("lm_head.weight", None)
     pieces = list(_pieces(config))
     ours = {piece.ours: piece.join(known) for piece in pieces}
@@ -101,9 +105,11 @@ def _need(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def _pieces(config: DecoderConfig) -> Iterator[Piece]:
+def _pieces(config: Config) -> Iterator[Piece]:
     if isinstance(config, GPT2Config):
         return _gpt2(config)
+    if isinstance(config, SerialT5Config):
+        return _t5(config)
     assert isinstance(config, LlamaConfig | MoEConfig)
     return _rotary(config)
 
@@ -162,6 +168,47 @@ def _rotary(config: RotaryConfig) -> Iterator[Piece]:
     yield Piece(ours="norm.weight", theirs=("model.norm.weight",))
     if not config.tied:
         yield Piece(ours="unembedding.weight", theirs=("lm_head.weight",))
+
+
+def _t5(config: SerialT5Config) -> Iterator[Piece]:
+    """An encoder layer is self-attention and feed-forward, a decoder layer reads the source between
+    the two. The first layer of each side holds the biases of all."""
+    yield Piece(ours="embedding.weight", theirs=("shared.weight",))
+    yield Piece(ours="unembedding.weight", theirs=("lm_head.weight",))
+    for side, table, norm in (
+        ("encoder", "encoder_distances.table", "encoder_norm.weight"),
+        ("decoder", "distances.table", "norm.weight"),
+    ):
+        first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield Piece(ours=table, theirs=(first,))
+        yield Piece(ours=norm, theirs=(f"{side}.final_layer_norm.weight",))
+        for layer in range(config.depth):
+            yield from _t5_layer(side, layer)
+
+
+def _t5_layer(side: str, layer: int) -> Iterator[Piece]:
+    ours, theirs = f"{side}.{layer}", f"{side}.block.{layer}.layer"
+    own, cross = f"{theirs}.0.SelfAttention", f"{theirs}.1.EncDecAttention"
+    last = 1 if side == "encoder" else 2
+    inside = f"{theirs}.{last}.DenseReluDense"
+    parts = {
+        "attention_norm": (f"{theirs}.0.layer_norm",),
+        "attention.query_key_value": tuple(f"{own}.{part}" for part in "qkv"),
+        "attention.output": (f"{own}.o",),
+        "feed_forward_norm": (f"{theirs}.{last}.layer_norm",),
+        "feed_forward.gate_up": (f"{inside}.wi_0", f"{inside}.wi_1"),
+        "feed_forward.output": (f"{inside}.wo",),
+    }
+    if side == "decoder":
+        parts |= {
+            "cross_norm": (f"{theirs}.1.layer_norm",),
+            "query": (f"{cross}.q",),
+            "key_value": (f"{cross}.k", f"{cross}.v"),
+            "output": (f"{cross}.o",),
+        }
+    for our, names in parts.items():
+        tensors = tuple(f"{name}.weight" for name in names)
+        yield Piece(ours=f"{ours}.{our}.weight", theirs=tensors)
 
 
 def _experts(

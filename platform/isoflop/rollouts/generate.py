@@ -27,6 +27,7 @@ from torch import Tensor
 
 from isoflop.rollouts.layout import by_columns
 from isoflop.rollouts.sampling import Ending, Rollout, Sampling, draw, ended, evaluating
+from isoflop.rollouts.steps import RecordedSteps, Steps
 from isoflop.rollouts.unmask import unmask
 from isoflop.targets import Framing
 from models.cache import Cache
@@ -36,7 +37,6 @@ __all__ = ["Ending", "Rollout", "Sampling", "generate"]
 
 CHECK = 8  # steps between two looks at which rows have finished: each look waits for the device
 Watch = Callable[[int, int, list[int]], None]  # prompt, sample, new tokens
-Head = Callable[[Tensor], Tensor]  # final states (..., D) to logits (..., V)
 COMPACT = 0.75  # rows are dropped once fewer than this share of them are still writing
 
 
@@ -50,6 +50,7 @@ def generate(
     batch: int = 256,
     ending: Ending | None = None,
     watch: Watch | None = None,
+    recorded: bool = False,
 ) -> list[Rollout]:
     """One rollout for every prompt and each of its seeds, in that order.
 
@@ -58,7 +59,8 @@ def generate(
     that all rollouts of a run have the same length and can be compared. At most `batch` rows are
     decoded at a time. The model's training modes and torch's global random state are left as they
     were. `ending`: strings that end a row. `watch` is given each row's new tokens as they are
-    written (a denoiser's when they are), which makes the device wait at every step.
+    written (a denoiser's when they are), which makes the device wait at every step. `recorded`: a
+    decoder's step is recorded and played again, for small models on a GPU (`rollouts.steps`).
 
     Raises ValueError if nothing of a prompt would fit, on an empty prompt (begin it with the end of
     text), on ids outside the vocabulary, and if there is not one list of seeds per prompt.
@@ -83,8 +85,9 @@ def generate(
         return rows
     rows = []
     with evaluating(model), by_columns(model, sampling.new_tokens) as head:
+        steps = (RecordedSteps if recorded else Steps)(model, head)
         for tasks in _batches(_tasks(model, fed, seeds, framing, batch), sampling, batch):
-            rows += _decode(model, head, tasks, sampling, ending, watch)
+            rows += _decode(steps, tasks, sampling, ending, watch)
     return sorted(rows, key=lambda row: (row.prompt_index, row.sample))
 
 
@@ -210,17 +213,17 @@ class _Plan:
         return drawn
 
 
-def _prefill(model: Model, head: Head, plan: _Plan, device: torch.device) -> tuple[Tensor, Cache]:
+def _prefill(steps: Steps, plan: _Plan, device: torch.device) -> tuple[Tensor, Cache]:
     """The logits (R, V) behind what all rows were given, and the cache of R rows."""
-    seeds = len(plan.tasks[0].seeds)
-    cache = model.new_cache(len(plan.tasks), plan.shortest + plan.steps - 1)
+    seeds, model = len(plan.tasks[0].seeds), steps.model
+    cache = model.new_cache(len(plan.tasks), plan.shortest + plan.steps - 1, steps.cache_kind)
     prefix, read = torch.from_numpy(plan.prefix).to(device), plan.read(model.config.vocab - 1)
     inputs = {}
     if read is not None:
         source, present = (torch.from_numpy(part).to(device) for part in read)
         inputs = {"source": source, "present": None if bool(present.all()) else present}
     hidden = model.hidden(prefix, cache, **inputs)
-    logits = head(hidden[:, -1])[:, : model.config.text_vocab]
+    logits = steps.head(hidden[:, -1])[:, : steps.vocab]
     if seeds == 1:
         return logits, cache
     return logits.repeat_interleave(seeds, dim=0), cache.expand(seeds)
@@ -237,8 +240,7 @@ def _seen(plan: _Plan, sampling: Sampling, vocab: int, device: torch.device) -> 
 
 
 def _decode(
-    model: Model,
-    head: Head,
+    steps: Steps,
     tasks: list[_Task],
     sampling: Sampling,
     ending: Ending | None,
@@ -246,7 +248,7 @@ def _decode(
 ) -> list[Rollout]:
     plan = _Plan(tasks, sampling.new_tokens)
     check = 1 if watch else CHECK
-    device, vocab = next(model.parameters()).device, model.config.text_vocab
+    device = next(steps.model.parameters()).device
     forced = torch.from_numpy(plan.forced()).to(device)
     uniforms = torch.from_numpy(plan.uniforms()).to(device)
     finish = torch.from_numpy(plan.starts + sampling.new_tokens).to(device)
@@ -255,8 +257,8 @@ def _decode(
     written = torch.zeros_like(forced)
     logprobs, entropies = torch.zeros_like(uniforms), torch.zeros_like(uniforms)
     rows = torch.arange(forced.shape[1], device=device)  # those that are still decoded
-    logits, cache = _prefill(model, head, plan, device)
-    seen = _seen(plan, sampling, vocab, device)
+    logits, cache = _prefill(steps, plan, device)
+    seen = _seen(plan, sampling, steps.vocab, device)
     for step in range(plan.steps):
         here: tuple[int, Tensor] | int = (step, rows)
         if len(rows) == forced.shape[1]:
@@ -286,7 +288,7 @@ def _decode(
                 cache = cache.keep(alive)
                 rows, token = rows[alive], token[alive]
                 seen = None if seen is None else seen[alive]
-        logits = head(model.hidden(token.unsqueeze(1), cache)[:, -1])[:, :vocab]
+        logits = steps(token, cache)
     made = _rows(plan, sampling, written, logprobs, entropies)
     return [_cut(row, ending) for row in made] if ending else made
 

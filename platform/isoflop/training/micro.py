@@ -10,7 +10,7 @@ the global batch, and so the run, stays what it is. Their size is, in this order
 
 and halved where memory runs out all the same: the step begins again, with the same rows and the
 same random numbers. Where not even one row fits, the model computes its inside twice instead of
-keeping it (`models.decoder.Decoder.checkpointing`), if it can.
+keeping it (`models.interface.Model.checkpointing`), if it can.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Micro:
 
     @property
     def checkpointing(self) -> bool:
-        return bool(getattr(self.model, "checkpointing", False))
+        return bool(self.model.checkpointing)
 
     def evaluating(self, rows: int) -> int:
         """Rows of an evaluation at once, where `rows` would be with all the memory there is."""
@@ -103,9 +103,9 @@ class Micro:
 
     def _recompute(self) -> bool:
         """Keep less of each pass; False for a model that does already, or cannot."""
-        can = hasattr(self.model, "checkpointing") and not self.checkpointing
+        can = self.model.checkpointing is False
         if can:
-            setattr(self.model, "checkpointing", True)  # noqa: B010  # of some models alone
+            self.model.checkpointing = True
         return can
 
     def _free(self) -> None:

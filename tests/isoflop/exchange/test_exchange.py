@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from isoflop.exchange import load_model, save_model
-from models import Config, GPT2Config, LformerConfig, LlamaConfig, MoEConfig
+from isoflop.rollouts.generate import generate
+from isoflop.rollouts.sampling import Sampling
+from isoflop.targets import Framing
+from models import Config, GPT2Config, LformerConfig, LlamaConfig, MoEConfig, SerialT5Config
 from models.interface import Model, Scales
 from models.layers import RopeScaling
 
@@ -43,6 +46,18 @@ def llama(**changes: Any) -> torch.nn.Module:
 def mixtral() -> torch.nn.Module:
     config = transformers.MixtralConfig(**ROTARY, num_local_experts=4, num_experts_per_tok=2)
     return transformers.MixtralForCausalLM(config)  # type: ignore[no-any-return]
+
+
+def t5(**changes: Any) -> torch.nn.Module:
+    """Version 1.1, or with its head tied and its states scaled before it."""
+    shape = {
+        "vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+        "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20,
+        "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "tie_word_embeddings": False,
+        "decoder_start_token_id": 0, "eos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
+    config = transformers.T5Config(**shape | changes)
+    return transformers.T5ForConditionalGeneration(config)  # type: ignore[no-any-return]
 
 
 THEIRS: dict[str, Make] = {
@@ -86,6 +101,45 @@ def test_what_transformers_saved_gives_the_same_logits(name: str, tmp_path: Path
     ours = load_model(tmp_path / "model")
     assert not ours.training
     assert_same_logits(ours, theirs)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+def test_t5_comes_in_with_the_same_logits(tied: bool, separate: bool, tmp_path: Path) -> None:
+    """`separate`: with a head of its own in the file, as in the published files of version 1.1."""
+    theirs = published(lambda: t5(tie_word_embeddings=tied), tmp_path)
+    if separate:
+        weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+        theirs.lm_head.weight = torch.nn.Parameter(
+            theirs.lm_head.weight + 0.1 * torch.randn(61, 32)
+        )  # type: ignore[union-attr]
+        weights |= {"lm_head.weight": theirs.lm_head.weight.detach()}  # type: ignore[union-attr,dict-item]
+        weights["encoder.embed_tokens.weight"] = weights["shared.weight"].clone()
+        safetensors.torch.save_file(weights, tmp_path / "model.safetensors")
+    ours = load_model(tmp_path)
+    assert isinstance(ours.config, SerialT5Config) and ours.config.context == 512
+    with torch.no_grad():
+        expected = theirs(input_ids=tokens(), decoder_input_ids=tokens()[:, :9]).logits
+        found = ours(tokens()[:, :9], source=tokens())
+    assert expected.std() > 0.05
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama-tied", "mixtral", "t5"])
+def test_greedy_text_is_what_transformers_writes(name: str, tmp_path: Path) -> None:
+    theirs = published(t5 if name == "t5" else THEIRS[name], tmp_path)
+    ours, prompts = load_model(tmp_path), tokens()[:, :10]
+    # The library's decoder behind an encoder begins with id 0, ours with what a framing says.
+    framing = Framing(start=(0,)) if name == "t5" else None
+    rows = generate(
+        ours, [row.numpy() for row in prompts], [[0]] * 3, Sampling(0.0, 12, ()), framing
+    )
+    written = theirs.generate(  # type: ignore[operator]
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=12, do_sample=False,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    expected = written[:, 1:] if name == "t5" else written[:, 10:]
+    assert [row.completion_ids.tolist() for row in rows] == expected.tolist()
 
 
 def test_a_model_in_several_files(tmp_path: Path) -> None:
@@ -218,6 +272,11 @@ def test_what_has_no_form_there_is_refused(config: Config, message: str, tmp_pat
         (llama, "num_hidden_layers", 1, "the weights hold 'model.layers.1"),
         (mixtral, "sliding_window", 8, "sliding_window is 8"),
         (mixtral, "num_experts_per_tok", 1, "num_experts_per_tok is 1"),
+        (t5, "feed_forward_proj", "relu", "feed_forward_proj is 'relu'"),
+        (t5, "feed_forward_proj", None, "feed_forward_proj is None"),
+        (t5, "d_kv", 6, "d_kv is 6; it must be one of 8"),
+        (t5, "num_decoder_layers", 3, "num_decoder_layers is 3"),
+        (t5, "num_layers", 3, "num_decoder_layers is 2"),
     ],
 )
 def test_what_ours_cannot_express_is_refused_by_name(

@@ -163,3 +163,20 @@ def test_without_terms_the_loss_is_the_objectives_own() -> None:
 def test_impossible_values_are_refused_by_name(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Autoregressive(**change)
+
+
+def test_a_model_computes_its_loss_itself_so_that_both_compile_as_one() -> None:
+    model, batch = built(), NextToken().batch(sample(5, 12, VOCAB))
+    asked: list[bool] = []
+
+    def watched(*_: Any, **inputs: Any) -> None:
+        asked.append("score" in inputs)
+
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: watched(*args, **kwargs), with_kwargs=True
+    )
+    found = NextToken(VOCAB).loss(model, batch)
+    assert asked == [True]
+    torch.testing.assert_close(
+        found, NextToken(VOCAB).loss(lambda **inputs: model(**inputs), batch)
+    )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from isoflop.rollouts.generate import Ending, Rollout, Sampling, generate
-from models import Config, GPT2Config, LlamaConfig
+from models import CharRNNConfig, Config, GPT2Config, LlamaConfig
 from models.interface import Model
 
 SHAPES: tuple[Config, ...] = (
@@ -305,3 +305,20 @@ def test_a_watcher_is_given_every_token_once_and_in_order(model: Model) -> None:
     assert tokens(rows) == tokens(generate(model, RAGGED, seeds, sampling))
     for row in rows:
         assert seen[row.prompt_index, row.sample] == row.completion_ids.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_steps_of_fixed_shapes_write_the_same(model: Model, temperature: float) -> None:
+    """As they are recorded on a GPU: with ragged prompts, and rows that are dropped."""
+    seeds, sampling = [list(range(8))] * 5, Sampling(temperature, 20, tuple(range(0, 97, 12)))
+    plain = generate(model, RAGGED, seeds, sampling)
+    fixed = generate(model, RAGGED, seeds, sampling, recorded=True)
+    assert tokens(fixed) == tokens(plain)
+    for one, other in zip(plain, fixed, strict=True):
+        np.testing.assert_allclose(other.logprobs, one.logprobs, atol=1e-4)
+
+
+def test_only_decoders_have_a_step_to_record() -> None:
+    model = build(CharRNNConfig(vocab=97, context=40, width=16, depth=1))
+    with pytest.raises(ValueError, match="kind is 'fixed'"):
+        generate(model, RAGGED, [[0]] * 5, NEVER, recorded=True)

@@ -20,9 +20,10 @@ from isoflop.run import AdamW, Checkpoints, Evaluation, Rollouts, Run, Schedule
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Hooks, Inputs, Outcome, Record, log_every, train
-from models import ZOO
+from models import ZOO, MoEConfig
 from models.cache import KeyValueCache
 from models.interface import Config, FlopCount, Model, ParameterCount
+from models.moe import Routing
 
 CLOCKS = {"seconds", "tokens_per_second", "data/waited", "utilisation"}
 MakeRun = Callable[..., Run]
@@ -379,6 +380,20 @@ def test_a_capture_beyond_the_budget_is_skipped_and_said(
 
 
 # --- what a record says --------------------------------------------------------------------------
+
+
+def test_what_a_model_says_of_itself_is_in_every_record(
+    make_run: MakeRun, make_inputs: MakeInputs, tmp_path: Path
+) -> None:
+    """A mixture's router: how evenly experts are used, how sure it is, how many picks it drops."""
+    routing = Routing(experts=4, top=2, capacity=1.0)
+    run = make_run(MoEConfig(context=32, width=16, depth=2, heads=2, routing=routing))
+    history = train(run, make_inputs(run), Ranks(), tmp_path).progress.history
+    for record in history[1:]:
+        assert 1 / 4 <= record["router/utilisation"] <= 1
+        assert 0 < record["router/entropy"] <= math.log(4) + 1e-6
+        assert 0 <= record["router/dropped"] < 1
+    assert any(record["router/dropped"] > 0 for record in history[1:])
 
 
 @models
