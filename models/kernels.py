@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.overrides import has_torch_function_unary
 
 
 def by_hand(x: Tensor, weight: Tensor | None = None) -> bool:
     """Is x where the functions of this file are the better ones? A compiler fuses better still.
 
-    They take a `weight` that is a plain tensor only: what stands for more than itself (the weights
-    of several models, shards) answers torch's own functions.
+    They take a `weight` that answers to its own name only: one that stands for more than itself, as
+    the weights of several models do, has its say in torch's functions (`__torch_function__`).
     """
     exact = x.dtype in (torch.float32, torch.float64)
-    plain = type(weight) in (type(None), Tensor, torch.nn.Parameter)
+    plain = weight is None or not has_torch_function_unary(weight)
     return exact and plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
