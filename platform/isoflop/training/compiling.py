@@ -17,6 +17,7 @@ from torch import nn
 from isoflop.run import Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
+from isoflop.training.sharding import is_sharded
 
 # FLOPs of a rank from which "auto" compiles: some minutes of an H100 at the speed that small models
 # reach. `studies/throughput.py` measures what compiling gains.
@@ -28,7 +29,7 @@ def prepared(model: nn.Module, run: Run, ranks: Ranks, means: Means) -> nn.Modul
 
     Raises ValueError where compiling is asked for and there is nothing to compile with.
     """
-    if not wanted(run, ranks, means):
+    if is_sharded(model) or not wanted(run, ranks, means):
         return model
     torch.compiler.reset()  # a reused process has compiled others, and torch would give up at eight
     return cast(nn.Module, torch.compile(model))
