@@ -297,7 +297,8 @@ def _light(run: Run, ranks: Ranks) -> bool:
 def usable(device: str) -> int:
     """Bytes of a GPU that this process may hold: what others leave, within its fraction."""
     free, total = torch.cuda.mem_get_info(device)
-    limit = torch.cuda.get_per_process_memory_fraction(device) * total
+    fraction = torch.cuda.get_per_process_memory_fraction(torch.device(device).index)
+    limit = fraction * total
     return int(min(free + torch.cuda.memory_reserved(device), limit))
 
 

@@ -23,6 +23,8 @@ from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
 from isoflop.training.memory import memory
+from isoflop.training.micro import usable
+from isoflop.training.process import keep_to
 from models import LlamaConfig
 
 MakeRun = Callable[..., Run]
@@ -101,6 +103,22 @@ def test_a_job_is_told_its_share(make_run: MakeRun, make_job: Callable[..., Job]
     assert placed.means.micro_batch == 2 and 0.1 < placed.means.gpu < 0.125
     assert points.Slots(workers=1, at_once=1, gpu=True).placed([job]) == [job]
     assert execute(placed, Ranks(), lambda records: None)["peak_bytes"] is None, "of a processor"
+
+
+def test_a_share_is_set_for_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cuda" is the current one; torch takes a number here, or nothing."""
+    seen: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, at: seen.append((share, at))
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda at: {None: 0.5}[at])
+    for device in ("cpu", "cuda", "cuda:1"):
+        keep_to(device, 0.25)
+    assert seen == [(0.25, None), (0.25, 1)]
+    assert usable("cuda") == 50, "of 70 that others leave"
 
 
 FAKE = """
