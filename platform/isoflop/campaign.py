@@ -42,6 +42,7 @@ from isoflop.training.distributed import Ranks
 from isoflop.training.means import USUAL, Means
 from isoflop.training.precision import refusal
 from isoflop.training.process import settle
+from isoflop.training.sharding import refuse
 from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
 
 if TYPE_CHECKING:
@@ -452,6 +453,8 @@ def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
             f"a batch of {run.rows} rows cannot be shared equally by {machine.workers} workers; "
             "choose --workers or batch_tokens so that it can"
         )
+    if machine.means.shard == "on":
+        refuse(run, machine.workers, machine.means)
     rows, share = machine.means.micro_batch, run.rows // machine.workers
     if run.objective.contrast and rows is not None and rows < share:
         raise ValueError(

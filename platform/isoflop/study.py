@@ -65,8 +65,9 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
         raise UserError(f"--{asked[0]} belongs to --next")
     with user_input():
         means = Means(
-            micro_batch=options.micro_batch, compile=options.compile, together=options.together
-        )
+            micro_batch=options.micro_batch, compile=options.compile, shard=options.shard,
+            together=options.together,
+        )  # fmt: skip
     machine = Machine.at(
         options.storage or study.file.parent / "results",
         tracking=options.tracking,
@@ -213,6 +214,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument(
         "--compile", choices=("auto", "on", "off"), default="auto",
         help="compile models before they train (default: on a GPU, where a run is long enough)",
+    )  # fmt: skip
+    where.add_argument(
+        "--shard", choices=("auto", "on", "off"), default="auto",
+        help="with --workers: a model is split over them (FSDP2; default: if no GPU can hold it)",
     )  # fmt: skip
     where.add_argument(
         "--beside",

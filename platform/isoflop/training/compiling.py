@@ -17,6 +17,8 @@ from torch import nn
 from isoflop.run import Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
+from isoflop.training.sharding import is_sharded
+from models.interface import Model
 
 # FLOPs of a rank from which "auto" compiles: some minutes of an H100 at the speed that small models
 # reach. `studies/throughput.py` measures what compiling gains.
@@ -26,9 +28,18 @@ PAYS = 1e16
 def prepared(model: nn.Module, run: Run, ranks: Ranks, means: Means) -> nn.Module:
     """The module to call in training: the model itself, or compiled; their weights are the same.
 
-    Raises ValueError where compiling is asked for and there is nothing to compile with.
+    Raises ValueError where compiling is asked for and there is nothing to compile with, or the
+    model has experts.
     """
-    if not wanted(run, ranks, means):
+    if is_sharded(model) or not wanted(run, ranks, means):
+        return model
+    if isinstance(model, Model) and type(model).auxiliary is not Model.auxiliary:
+        # torch traces the product of stacked matrices in bfloat16 only.
+        if means.compile == "on":
+            raise ValueError(
+                f"--compile is 'on', but the experts of {model.config.name} cannot be compiled; "
+                "leave it at auto"
+            )
         return model
     torch.compiler.reset()  # a reused process has compiled others, and torch would give up at eight
     return cast(nn.Module, torch.compile(model))

@@ -12,11 +12,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from models.interface import Model
 
 Item = TypeVar("Item")
+BUCKET = 25.0  # torch's own: large enough to fill a link, small enough that the first leaves early
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,15 @@ class Ranks:
 
 
 def wrap(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module to call in training: gradients are averaged over the ranks, if several."""
-    if ranks.world == 1:
+    """The module to call in training: gradients are averaged over the ranks, if several, in buckets
+    of `BUCKET` megabytes that travel while the backward pass goes on. Shards do it by themselves.
+    """
+    if ranks.world == 1 or isinstance(model, FSDPModule):
         return model
     ids = [torch.device(ranks.device)] if ranks.device.startswith("cuda") else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model, device_ids=ids, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET
+    )
 
 
 def bare(model: nn.Module) -> Model:
@@ -50,7 +56,8 @@ def bare(model: nn.Module) -> Model:
 
 
 def reduced(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around a part of a step: gradients travel between the ranks with its last part alone."""
+    """Around a part of a step: gradients travel between the ranks with its last part alone; those
+    of shards with every part, since no rank has room for all of them."""
     if last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     waiting: AbstractContextManager[object] = model.no_sync()

@@ -24,7 +24,7 @@ from isoflop import objectives
 from isoflop.data.rows import Rows
 from isoflop.objectives import Batch
 from isoflop.run import Run
-from isoflop.training import checkpoint, compiling, micro, optimizer, parametrisation
+from isoflop.training import checkpoint, compiling, micro, optimizer, parametrisation, sharding
 from isoflop.training.averaging import Average
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, mean, wrap
@@ -116,20 +116,25 @@ def train(
     The same run gives the same losses to the bit on the same machine, interrupted or not, captured
     or not; with more ranks it agrees to rounding, since the global batches are the same.
     """
-    return session(run, inputs, ranks, folder, hooks or Hooks()).go(means)
+    return session(run, inputs, ranks, folder, hooks or Hooks(), means).go(means)
 
 
-def session(run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks) -> Session:
+def session(
+    run: Run, inputs: Inputs, ranks: Ranks, folder: Path, hooks: Hooks, means: Means = USUAL
+) -> Session:
     """The run with its weights as they are at the start, or in the newest checkpoint."""
     torch.manual_seed(run.seed)
     model = run.model.build()
     parametrisation.initialise(model, run.parametrisation)
-    model = model.to(ranks.device)
+    sharded = sharding.wanted(run, ranks, means)
+    model = model if sharded else model.to(ranks.device)
     optim = optimizer.build(model, run.optimizer, run.parametrisation)
     average = Average.of(run, model)
     progress = checkpoint.load(folder, run, model, optim, hooks.warn, average)
     if progress.step == 0 and hooks.trunk:
         progress = hooks.trunk.begin(run, model, optim, average, hooks.warn) or progress
+    if sharded:
+        model, optim = sharding.shard(model, optim, run, ranks)
     return Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
 
 
@@ -161,6 +166,7 @@ class Session:
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
         self.forks = frozenset(hooks.trunk.forks if hooks.trunk else ())
+        self.sharded = sharding.is_sharded(model)
         self.on_gpu = ranks.device.startswith("cuda")
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)
@@ -183,7 +189,7 @@ class Session:
         self.callable = compiling.prepared(self.model, self.run, self.ranks, means)
         self.micro = micro.choose(
             self.model, self.objective, lambda: self.frame(self.progress.step), self.run,
-            self.ranks, self.folder, means, moments=self._moments(),
+            self.ranks, self.folder, means, moments=self._moments(), sharded=self.sharded,
         )  # fmt: skip
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(device)  # what was tried is not what it takes
@@ -275,9 +281,10 @@ class Session:
         said: they train alone. The clock stands still meanwhile."""
         self.clock()
         self._note_scale()
-        if self.ranks.leads and self.hooks.trunk:
+        model, optim = self._whole()
+        if self.ranks.leads and self.hooks.trunk and optim:
             try:
-                self.hooks.trunk.keep(self.run, self.progress, self.model, self.optim, self.average)
+                self.hooks.trunk.keep(self.run, self.progress, model, optim, self.average)
             except OSError as error:
                 self.hooks.warn(f"no fork of the trunk at step {self.progress.step}: {error}")
         self.started = time.perf_counter()
@@ -354,9 +361,11 @@ class Session:
         model = self.model
         if self.average and self.run.evaluation.weights == "ema":
             model = self.average.model
+        # Ranks of a model in shards must call it equally often: each judges everything.
+        ranks = Ranks(device=self.ranks.device) if self.sharded else self.ranks
         score = self.micro.steadily(
             lambda: evaluate(
-                model, self.inputs.held_out, self.objective, self.ranks,
+                model, self.inputs.held_out, self.objective, ranks,
                 self.micro.evaluating(self.run.rows),
             ),
             self.hooks.warn,
@@ -410,11 +419,11 @@ class Session:
         """On the way, a checkpoint that cannot be written (a full disk) is said and done without:
         the one before it stands. At the end there is no result without it."""
         self.fetch(not final)
+        model, optim = self._whole(final)
         if self.ranks.leads:
-            optim = None if final else self.optim
             try:
                 path = checkpoint.save(
-                    self.folder, self.run, self.progress, self.model, optim, self.average
+                    self.folder, self.run, self.progress, model, optim, self.average
                 )
             except OSError as error:
                 if final:
@@ -423,6 +432,13 @@ class Session:
             else:
                 self.hooks.saved(path)
         self.saved_at = time.monotonic()
+
+    def _whole(self, final: bool = False) -> tuple[Model, torch.optim.Optimizer | None]:
+        """What a checkpoint holds. All ranks ask at the same step."""
+        optim = None if final else self.optim
+        if not self.sharded:
+            return self.model, optim
+        return sharding.gathered(self.run, self.model, optim, self.ranks)
 
     def end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
         self._report()
@@ -449,6 +465,7 @@ class Session:
         device = self.ranks.device
         return {
             "steps_left_out": self.progress.scale.get("left_out", 0),
+            "sharded": self.sharded,
             "compiled": self.callable is not self.model,
             "peak_bytes": torch.cuda.max_memory_allocated(device) if self.on_gpu else None,
         }

@@ -17,7 +17,7 @@ class Means:
     micro_batch: int | None = None  # rows that go through the model at once, on each worker
     gpu: float = 1.0  # of a GPU's memory, where several points share it; settled by whoever places
     compile: Literal["auto", "on", "off"] = "auto"  # see `compiling`
-
+    shard: Literal["auto", "on", "off"] = "auto"  # see `sharding`
     together: int | None = None  # small runs of one shape that train as one, at most
 
     def __post_init__(self) -> None:
@@ -26,8 +26,10 @@ class Means:
         rows = self.micro_batch
         if rows is not None and rows < 1:
             raise ValueError(f"--micro-batch is {rows}; it must be at least 1 row")
-        if self.compile not in ("auto", "on", "off"):
-            raise ValueError(f"--compile is {self.compile!r}; it must be auto, on or off")
+        for name in ("compile", "shard"):
+            value = getattr(self, name)
+            if value not in ("auto", "on", "off"):
+                raise ValueError(f"--{name} is {value!r}; it must be auto, on or off")
 
 
 USUAL = Means()

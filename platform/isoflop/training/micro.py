@@ -64,6 +64,10 @@ class Micro:
         return -(-self.share // self.rows)
 
     @property
+    def on_gpu(self) -> bool:
+        return self.ranks.device.startswith("cuda")
+
+    @property
     def checkpointing(self) -> bool:
         return bool(self.model.checkpointing)
 
@@ -137,6 +141,7 @@ def choose(
     means: Means,
     *,
     moments: int = 0,
+    sharded: bool = False,
 ) -> Micro:
     """The size to begin with, the same on every rank. `first` gives a batch of this rank to try
     with; `moments`: bytes that the optimizer and the ranks' exchange have yet to take.
@@ -156,7 +161,7 @@ def choose(
             )
         micro.rows = min(share, means.micro_batch)
     elif not _recall(micro):
-        _fit(micro, objective, first, run, moments)
+        _fit(micro, objective, first, run, moments, sharded)
     return micro
 
 
@@ -176,21 +181,26 @@ def _recall(micro: Micro) -> bool:
 
 
 def _fit(
-    micro: Micro, objective: Objective, first: Callable[[], Batch], run: Run, moments: int
+    micro: Micro,
+    objective: Objective,
+    first: Callable[[], Batch],
+    run: Run,
+    moments: int,
+    sharded: bool,
 ) -> None:
     ranks = micro.ranks
     if _light(run, ranks):
         return
-    if ranks.device.startswith("cuda"):
+    tried = ranks.device.startswith("cuda") and not sharded  # a rank of shards cannot try alone
+    if tried:
         batch, room = first(), round(ROOM * usable(ranks.device))
         peak = trial(micro.model, objective, batch, run, ranks.device, moments)
     else:
-        room = own_share()
-        peak = counted(run)
+        room = round(ROOM * usable(ranks.device)) if micro.on_gpu else own_share()
+        peak = counted(run, ranks.world if sharded else 1)
     rows = least(largest(peak, micro.share, room), ranks)
     if rows == 0 and micro._recompute():
-        gpu = ranks.device.startswith("cuda")
-        rows = least(largest(peak, micro.share, room), ranks) if gpu else 0
+        rows = least(largest(peak, micro.share, room), ranks) if tried else 0
     if not micro.whole:
         micro.rows = max(1, rows)
     if micro.rows < micro.share or micro.checkpointing:
@@ -226,9 +236,14 @@ def _within(peak: Peak, rows: int, room: int) -> int | None:
     return took if took is not None and took <= room else None
 
 
-def counted(run: Run) -> Peak:
-    """What a pass takes on a CPU, without trying."""
-    return lambda rows: memory(replace(run, batch_tokens=rows * run.model.context)).needed
+def counted(run: Run, shards: int = 1) -> Peak:
+    """What a pass takes without trying, where a rank holds one of so many shards of the state."""
+
+    def peak(rows: int) -> int:
+        found = memory(replace(run, batch_tokens=rows * run.model.context))
+        return replace(found, state=found.state // shards).needed
+
+    return peak
 
 
 def trial(
@@ -282,7 +297,8 @@ def _light(run: Run, ranks: Ranks) -> bool:
 def usable(device: str) -> int:
     """Bytes of a GPU that this process may hold: what others leave, within its fraction."""
     free, total = torch.cuda.mem_get_info(device)
-    limit = torch.cuda.get_per_process_memory_fraction(device) * total
+    fraction = torch.cuda.get_per_process_memory_fraction(torch.device(device).index)
+    limit = fraction * total
     return int(min(free + torch.cuda.memory_reserved(device), limit))
 
 

@@ -35,4 +35,5 @@ def keep_to(device: str, share: float) -> None:
         return
     gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(share, torch.device(device))
+    # A number, or None: "cuda" alone, which means the current one, is refused here.
+    torch.cuda.set_per_process_memory_fraction(share, torch.device(device).index)

@@ -23,6 +23,8 @@ from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
 from isoflop.training.memory import memory
+from isoflop.training.micro import usable
+from isoflop.training.process import keep_to
 from models import LlamaConfig
 
 MakeRun = Callable[..., Run]
@@ -103,6 +105,22 @@ def test_a_job_is_told_its_share(make_run: MakeRun, make_job: Callable[..., Job]
     assert execute(placed, Ranks(), lambda records: None)["peak_bytes"] is None, "of a processor"
 
 
+def test_a_share_is_set_for_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "cuda" is the current one; torch takes a number here, or nothing."""
+    seen: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, at: seen.append((share, at))
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda at: {None: 0.5}[at])
+    for device in ("cpu", "cuda", "cuda:1"):
+        keep_to(device, 0.25)
+    assert seen == [(0.25, None), (0.25, 1)]
+    assert usable("cuda") == 50, "of 70 that others leave"
+
+
 FAKE = """
 import json, sys
 from pathlib import Path
@@ -118,8 +136,8 @@ class Deaf:
     def started(self, job): ...
     def progressed(self, job, records): ...
     def ended(self, job, result): ...
-study = tiny(Path(sys.argv[2]), tokens=40_000)
-made = Campaign.prepare(study, Machine(storage=Path(sys.argv[3])), list(study.points)[:6], [])
+study = tiny(Path(sys.argv[2]), tokens=8_000)
+made = Campaign.prepare(study, Machine(storage=Path(sys.argv[3])), list(study.points)[:8], [])
 slots = Slots(workers=1, at_once=4, gpu=True, sharing=Sharing(80 * 2**30))
 run_points(made.chosen, slots, Path(sys.argv[3]) / "ray", Deaf())
 found = [result(job.folder) for job in made.chosen]
@@ -139,11 +157,11 @@ def test_ray_places_several_points_on_one_gpu(corpus: Path, tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout.splitlines()[-1])
-    assert [status for status, *_ in rows] == ["finished"] * 6
+    assert [status for status, *_ in rows] == ["finished"] * 8
     spans = [(started, ended) for _, started, ended, _ in rows]
     most = max(sum(a <= moment < b for a, b in spans) for moment, _ in spans)
     assert most >= 2, "side by side on the one GPU"
-    assert len({process for *_, process in rows}) < 6, "in processes that are used again"
+    assert len({process for *_, process in rows}) < 8, "in processes that are used again"
 
 
 @pytest.mark.gpu

@@ -1,0 +1,130 @@
+"""How is a model trained that one device cannot hold? In shards, one on every rank (FSDP2).
+
+Weights, gradients and the optimizer's numbers are split over the ranks; the weights of a decoder's
+layer are brought together while it computes and let go after (Zhao et al. 2023, "PyTorch FSDP"),
+those of other models all at once. The loss is that of DDP, to rounding. A checkpoint is the one
+that a single process would write: the leading rank gathers it in its machine's memory, and a run
+may go on sharded or not. Where one goes on, each rank reads it whole before it keeps its shard.
+
+Every rank must call the model equally often, so that what does not is refused: rollouts, which
+ranks share out unevenly, and the few options named in `refuse`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from isoflop.run import AdamW, Run
+from isoflop.training import optimizer
+from isoflop.training.distributed import Ranks
+from isoflop.training.means import Means
+from isoflop.training.memory import STATE
+from models.interface import Model
+
+FITS = 0.7  # of a GPU: weights, gradients and moments must leave room for what passes through
+
+
+def wanted(run: Run, ranks: Ranks, means: Means) -> bool:
+    """Is this run to be sharded? "auto": where several GPUs have it, and one cannot hold its state.
+
+    Raises ValueError for a run that cannot be.
+    """
+    if means.shard == "off" or (ranks.world == 1 and means.shard == "auto"):
+        return False
+    if means.shard == "auto":
+        if not ranks.device.startswith("cuda"):
+            return False
+        total = torch.cuda.get_device_properties(ranks.device).total_memory
+        if STATE * run.model.parameters().all <= FITS * total:
+            return False
+    refuse(run, ranks.world, means)
+    return True
+
+
+def refuse(run: Run, world: int, means: Means) -> None:
+    """Raise ValueError, that names it, for what does not go with shards."""
+    for holds, name, value, allowed in (
+        (world > 1, "--workers", world, "at least 2"),
+        (means.compile != "on", "--compile", means.compile, "auto or off"),
+        (type(run.optimizer) is AdamW, "optimizer", run.optimizer.name, AdamW.name),
+        (run.ema == 0, "ema", run.ema, "0"),
+        (run.precision != "float16", "precision", run.precision, "float32, bfloat16 or auto"),
+        (not run.evaluation.noise_scale, "evaluation.noise_scale", True, "False"),
+        (
+            not run.rollouts.asked,
+            "rollouts",
+            "asked for",
+            "left out; `isoflop backfill` asks later",
+        ),
+    ):
+        if not holds:
+            raise ValueError(f"{name} is {value}; for a model in shards it must be {allowed}")
+
+
+def shard(
+    model: Model, optim: torch.optim.Optimizer, run: Run, ranks: Ranks
+) -> tuple[Model, torch.optim.Optimizer]:
+    """The model and its optimizer, both whole on the CPU, as this rank's shards on its device."""
+    moments = optim.state_dict()["state"]
+    mesh = init_device_mesh(ranks.device.split(":")[0], (ranks.world,))
+    for layer in getattr(model, "blocks", ()):  # of a decoder, which calls each as a whole
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    made = optimizer.build(model, run.optimizer, run.parametrisation)
+    parameters = [p for group in made.param_groups for p in group["params"]]
+    values = made.state_dict()
+    values["state"] = {
+        index: {name: _like(value, parameters[index]) for name, value in held.items()}
+        for index, held in moments.items()
+    }
+    made.load_state_dict(values)
+    return model, made
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """An optimizer's whole tensor, in shards as its parameter is; a count of steps as it is."""
+    if value.shape != parameter.shape or not isinstance(parameter, DTensor) or value.ndim == 0:
+        return value
+    place = value.to(parameter.device)
+    return distribute_tensor(place, parameter.device_mesh, parameter.placements)
+
+
+def gathered(
+    run: Run, model: Model, optim: torch.optim.Optimizer | None, ranks: Ranks
+) -> tuple[Model, torch.optim.Optimizer | None]:
+    """Both whole again, on the leading rank's CPU, for a checkpoint. All ranks must call it; what
+    the others get is empty."""
+    weights = {name: _whole(value, ranks) for name, value in model.state_dict().items()}
+    state = {} if optim is None else optim.state_dict()["state"]
+    moments = {
+        index: {name: _whole(value, ranks) for name, value in held.items()}
+        for index, held in state.items()
+    }
+    with torch.device("meta"):  # no weights are drawn: all are given
+        whole = run.model.build()
+    if not ranks.leads:
+        return whole, None
+    whole.load_state_dict(weights, assign=True)
+    if optim is None:
+        return whole, None
+    made = optimizer.build(whole, run.optimizer, run.parametrisation)
+    made.load_state_dict({**made.state_dict(), "state": moments})
+    return whole, made
+
+
+def _whole(value: Any, ranks: Ranks) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    found = value.full_tensor() if isinstance(value, DTensor) else value
+    # What is gathered may be a view of more, which the format refuses.
+    return found.cpu().clone() if ranks.leads else None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)

@@ -1,0 +1,115 @@
+"""Is a model in shards the model, and can a run go on from shards without, and with them?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from isoflop.orchestration.job import Job, execute, result
+from isoflop.run import Evaluation, Lion, Rollouts, Run
+from isoflop.training.distributed import Ranks
+from isoflop.training.means import Means
+from isoflop.training.sharding import refuse, wanted
+from models import ZOO
+
+from .test_distributed import assert_agree, wait
+from .test_loop import tiny
+
+Start = Callable[[list[Job], int], list[subprocess.Popen[str]]]
+SHARDS = Means(shard="on")
+
+
+def stopped(job: Job, start: Callable[[], object]) -> None:
+    job.stop_file.touch()
+    start()
+    job.stop_file.unlink()
+    assert (result(job.folder) or {})["status"] == "stopped"
+
+
+def test_shards_and_one_process_agree(
+    make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
+) -> None:
+    """Three models, one of them part by part; a run that shards began and one process ends, and the
+    other way round."""
+    names = ("gpt2", "llama-tied", "t5")
+    alone = {name: make_job(make_run(name), f"{name}-1") for name in names}
+    for job in alone.values():
+        assert execute(job, Ranks(), lambda records: None)["status"] == "finished"
+    sharded = {
+        name: replace(make_job(job.run, f"{name}-2"), means=SHARDS) for name, job in alone.items()
+    }
+    sharded["t5"] = replace(sharded["t5"], means=Means(shard="on", micro_batch=1))
+    begun = make_job(alone["gpt2"].run, "begun")
+    left = replace(make_job(alone["gpt2"].run, "left"), means=SHARDS)
+    stopped(begun, lambda: execute(begun, Ranks(), lambda records: None))
+    stopped(left, lambda: wait(start_jobs([left], 2)))
+    kept = left.folder / "checkpoints" / "step-00000001"
+    assert {path.name for path in kept.iterdir()} == {
+        "model.safetensors", "optimizer.safetensors", "state.json"
+    }  # fmt: skip
+    one = alone["gpt2"].folder / "checkpoints" / "step-00000020" / "model.safetensors"
+    shapes = {name: value.shape for name, value in load_file(one).items()}
+    assert {n: v.shape for n, v in load_file(kept / "model.safetensors").items()} == shapes
+
+    wait(start_jobs([*sharded.values(), replace(begun, means=SHARDS)], 2))
+    plain = replace(left, means=Means())
+    assert execute(plain, Ranks(), lambda records: None)["status"] == "finished"
+    for name, job in sharded.items():
+        ended = result(job.folder) or {}
+        assert (ended["status"], ended["workers"], ended["sharded"]) == ("finished", 2, True)
+        assert ended["accumulated"] == (2 if name == "t5" else 1)
+        assert_agree(alone[name], job)
+    assert_agree(alone["gpt2"], begun)
+    assert_agree(alone["gpt2"], left)
+
+
+@pytest.mark.slow
+def test_every_model_of_the_zoo_trains_in_shards(
+    make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
+) -> None:
+    """To the loss of one process; a router's balance is that of each rank's rows, in shards or
+    not."""
+    kinds = list(ZOO.values())
+    jobs = [make_job(make_run(tiny(kind), tokens=4 * 128), kind.name) for kind in kinds]
+    sharded = [
+        replace(job, folder=job.folder.with_name(f"{kind.name}-2"), means=SHARDS)
+        for job, kind in zip(jobs, kinds, strict=True)
+    ]
+    wait(start_jobs(sharded, 2))
+    for job, other in zip(jobs, sharded, strict=True):
+        alone, found = execute(job, Ranks(), lambda records: None), result(other.folder) or {}
+        assert found["status"] == "finished", other.folder
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-3), other.folder
+
+
+def test_what_does_not_go_with_shards_is_named(make_run: Callable[..., Run]) -> None:
+    asked = Rollouts(prompts=("a",), new_tokens=4)
+    for run, means, world, said in (
+        (make_run(), SHARDS, 1, "--workers is 1; for a model in shards it must be at least 2"),
+        (make_run(optimizer=Lion(lr=1e-3)), SHARDS, 2, "optimizer is lion"),
+        (make_run(ema=0.9), SHARDS, 2, "ema is 0.9"),
+        (make_run(precision="float16"), SHARDS, 2, "precision is float16"),
+        (make_run(evaluation=Evaluation(noise_scale=True)), SHARDS, 2, "noise_scale is True"),
+        (make_run(rollouts=asked), SHARDS, 2, "rollouts is asked for"),
+        (make_run(), Means(shard="on", compile="on"), 2, "--compile is on"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refuse(run, world, means)
+    refuse(make_run(), 2, SHARDS)
+
+
+def test_a_processors_model_is_not_sharded_by_itself(make_run: Callable[..., Run]) -> None:
+    assert not wanted(make_run(), Ranks(world=2), Means())
+    assert not wanted(make_run(), Ranks(device="cuda"), Means()), "alone"
+    assert wanted(make_run(), Ranks(world=2), SHARDS)
+    assert not wanted(make_run(), Ranks(world=2), Means(shard="off"))
+
+
+def test_the_choice_is_no_part_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    assert "shard" not in json.dumps(make_run().as_json())
