@@ -18,18 +18,22 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.overrides import has_torch_function_unary
 
 
 def by_hand(x: Tensor, weight: Tensor | None = None) -> bool:
     """Is x where the functions of this file are the better ones? A compiler fuses better still.
 
-    They take a `weight` that answers to its own name only: one that stands for more than itself, as
-    the weights of several models do, has its say in torch's functions (`__torch_function__`).
+    They take a `weight` that stands for itself only: the weights of several models in one tensor
+    have a say of their own in torch's functions (`__torch_function__`), and are left to those.
     """
     exact = x.dtype in (torch.float32, torch.float64)
-    plain = weight is None or not has_torch_function_unary(weight)
+    plain = type(weight) in (type(None), Tensor) or silent(type(weight))
     return exact and plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def silent(kind: type) -> bool:
+    """Does this kind of tensor leave torch's functions as they are? Parameters do."""
+    return getattr(kind, "__torch_function__", None) is torch._C._disabled_torch_function_impl
 
 
 class TanhGELU(Function):
