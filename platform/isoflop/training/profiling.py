@@ -95,7 +95,10 @@ def profile(
             stack.enter_context(_memory(folder / "memory.pickle"))
             if fine:
                 stack.enter_context(torch.autograd.profiler.emit_nvtx())  # type: ignore[no-untyped-call]
-        recorded = stack.enter_context(torch.profiler.profile(activities=_activities(device)))
+        recorded = stack.enter_context(
+            # One cycle only; torch warns unless told that its events are to be kept.
+            torch.profiler.profile(activities=_activities(device), acc_events=True)
+        )
         for number in range(STEPS):
             steps(WARM + STEPS + number)
         steps.wait()
