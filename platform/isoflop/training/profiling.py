@@ -93,14 +93,17 @@ def profile(
     with ExitStack() as stack:
         if device == "cuda":
             stack.enter_context(_memory(folder / "memory.pickle"))
-            if fine:
-                stack.enter_context(torch.autograd.profiler.emit_nvtx())  # type: ignore[no-untyped-call]
+        if device == "cuda" and fine:
+            # Steps of their own: torch marks every operation, or records them, but not both.
+            with torch.autograd.profiler.emit_nvtx():  # type: ignore[no-untyped-call]
+                for number in range(STEPS):
+                    steps(WARM + STEPS + number)
         recorded = stack.enter_context(
             # One cycle only; torch warns unless told that its events are to be kept.
             torch.profiler.profile(activities=_activities(device), acc_events=True)
         )
         for number in range(STEPS):
-            steps(WARM + STEPS + number)
+            steps(WARM + 2 * STEPS + number)
         steps.wait()
     recorded.export_chrome_trace(str(folder / "trace.json.gz"))
     tokens = run.batch_tokens / seconds

@@ -24,7 +24,7 @@ def test_bad_input_is_named() -> None:
 @pytest.mark.gpu
 def test_eight_models_on_a_gpu_reach_the_losses_of_each_alone() -> None:
     pairs = [
-        together.measure(together.runs(name, "4 x 128", count=8, steps=60), "cuda")
+        together.measure(together.runs(name, "4 x 128", count=8, steps=30), "cuda")
         for name in ("gpt2", "llama")
     ]
     assert max(pair.difference for pair in pairs) < 1e-3
