@@ -1,11 +1,14 @@
 """Carries out jobs as a process of its own, alone or as one of several, for tests of such.
 
-python run_job.py JOBS.json RANK WORLD, with a list of {run, folder, prepared, stop_file}.
+python run_job.py JOBS.json RANK WORLD, with a list of {run, folder, prepared, stop_file}. With
+`MEMORY_LEFT` in the environment, they find no more bytes of address space than that.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -35,8 +38,15 @@ def job(values: dict[str, Any]) -> Job:
     )
 
 
+def limit(left: int) -> None:
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + left, resource.RLIM_INFINITY))
+
+
 def main(spec: Path, rank: int, world: int) -> None:
     torch.set_num_threads(1)
+    if left := os.environ.get("MEMORY_LEFT"):
+        limit(int(left))
     if world > 1:
         distributed.init_process_group(
             "gloo",

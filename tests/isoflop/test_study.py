@@ -384,10 +384,10 @@ def test_an_error_of_the_code_is_no_users_error(
 def test_emulated_bfloat16_is_refused(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("isoflop.campaign.has_bfloat16", lambda: False)
+    monkeypatch.setattr("isoflop.training.precision.has", lambda precision, device: False)
     assert command("--plan", "--set", "precision=bfloat16") == 2
     assert "up to 170 times slower" in capsys.readouterr().err
-    monkeypatch.setattr("isoflop.campaign.has_bfloat16", lambda: True)
+    monkeypatch.setattr("isoflop.training.precision.has", lambda precision, device: True)
     assert command("--print-config", "--set", "precision=bfloat16") == 0
 
 

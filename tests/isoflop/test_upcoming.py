@@ -53,7 +53,7 @@ def storage(tmp_path: Path) -> Path:
 def command(storage: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The study's command line; runs are carried out in this process, without Ray."""
 
-    def here(campaign: Campaign, left: list[Job]) -> bool:
+    def here(campaign: Campaign, left: list[Job], source: object = None) -> bool:
         for job in left:
             execute(job, Ranks(), lambda records: None)
         record.save(record.table(campaign.jobs), campaign.folder / "runs.parquet")

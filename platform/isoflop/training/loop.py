@@ -182,7 +182,7 @@ class Session:
         self.micro = micro.Micro(model=model, ranks=ranks, folder=folder, share=share, rows=share)
         self.scale = LossScale.of(run, ranks.device, progress.scale)
         self.recorded = (progress.seconds, 0.0)  # training and waiting, at the last record
-        self.waited: Callable[[], float] = lambda: 0.0  # seconds, for batches
+        self.waited: Callable[[], float]  # seconds, for batches; while there is a feeder
 
     def go(self, means: Means) -> Outcome:
         device, wanted = self.ranks.device, self.inputs.ahead
@@ -201,7 +201,9 @@ class Session:
             ahead=ahead(device) if wanted is None else wanted,
         ) as feeder:
             self.waited = lambda: feeder.waited
-            return self._steps(feeder)
+            outcome = self._steps(feeder)
+        del self.waited  # which holds the feeder, which holds this: the model would outlive its run
+        return outcome
 
     def _steps(self, feeder: Feeder) -> Outcome:
         run, progress = self.run, self.progress

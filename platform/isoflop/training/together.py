@@ -135,6 +135,8 @@ class _Group:
                 self._look(self._advance(feeder))
         for row, each in self._going():
             self.ended[row] = each.end("finished")
+        for each in self.sessions:
+            del each.waited, each.fetch  # in which they hold each other
         size = len(self.sessions)
         about = {"together": size, "peak_bytes": None}  # no run's own
         return [

@@ -151,7 +151,8 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
     history = json.loads((job.folder / "history.json").read_text())
     steps = [r["step"] for r in history]
     assert steps == sorted(set(steps)), "no step is recorded twice"
-    assert [r["step"] for r in heard.records].count(0) == 1, "it did not begin anew"
+    # What it had told nobody yet, of the last second, went with it.
+    assert [r["step"] for r in heard.records].count(0) <= 1, "it did not begin anew"
 
 
 def _often() -> object:

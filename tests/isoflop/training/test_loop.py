@@ -21,7 +21,7 @@ from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Hooks, Inputs, Outcome, Record, log_every, train
 from models import ZOO, MoEConfig
-from models.cache import KeyValueCache
+from models.cache import CacheKind, KeyValueCache
 from models.interface import Config, FlopCount, Model, ParameterCount
 from models.moe import Routing
 
@@ -66,7 +66,7 @@ class Dropout(Model):
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding.weight) + self.config.poison
 
-    def new_cache(self, batch: int, length: int) -> KeyValueCache:
+    def new_cache(self, batch: int, length: int, kind: CacheKind = "static") -> KeyValueCache:
         return KeyValueCache.allocate(
             layers=0, batch=batch, heads=1, capacity=length, size=1, like=self.embedding.weight
         )
