@@ -183,6 +183,7 @@ def test_a_stop_file_ends_the_study_at_checkpoints(
     assert len(record.unfinished(made.chosen)) == 6
 
 
+@pytest.mark.slow
 def test_a_limit_ends_the_study_at_checkpoints_and_the_same_command_goes_on(
     ray_cluster: Resources, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,7 @@ def test_another_search_of_the_folder_knows_its_runs(corpus: Path, tmp_path: Pat
     assert {one.run for one in tried} == {job.run.identity for job in known}
 
 
+@pytest.mark.slow
 def test_runs_that_fall_behind_are_ended_early(
     ray_cluster: Resources, corpus: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_runs_that_fall_behind_are_ended_early(
     assert record.unfinished(made.jobs) == []
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_with_the_same_points(
     ray_cluster: Resources, corpus: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def stopped(job: Job, start: Callable[[], object]) -> None:
     assert (result(job.folder) or {})["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_shards_and_one_process_agree(
     make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
 ) -> None:
