@@ -18,6 +18,7 @@ ELSEWHERE = {
     "uv": "needs an index with torch",
     "isoflop ui": "serves until it is ended; tests/isoflop/test_tracking.py covers the store",
     "--address": "needs a cluster",
+    "cuda": "needs a GPU; tests/isoflop/test_gpu.py runs the benchmarks on one",
 }
 # Exits with 1 where a speed misses its goal, which a busy machine may well do: no test is timed.
 TIMED = "isoflop bench data"
