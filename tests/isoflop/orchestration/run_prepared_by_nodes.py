@@ -24,6 +24,7 @@ from isoflop.orchestration.cluster import cluster
 from isoflop.orchestration.preparing import runner
 
 BEFORE = 4  # units encoded by the node that is killed then
+SETTLED = 0.5  # seconds after which its workers, too, have noticed that it is gone
 
 
 def noted(work: Callable[[Any], Any], notes: Path, job: Any) -> Any:
@@ -42,7 +43,7 @@ def units(notes: Path) -> list[tuple[str, str]]:
 
 
 def main(corpus: Path, storage: Path) -> None:
-    scan.UNIT_BYTES = 2_000
+    scan.UNIT_BYTES = 1_000
     text = {"source": str(corpus), "tokenizer": "bytes", "validation": 0.1}
     notes = storage / "notes"
     notes.mkdir()
@@ -59,7 +60,8 @@ def main(corpus: Path, storage: Path) -> None:
                     done = units(notes)
                     if "after" not in told and done.count(("encode", other.node_id)) >= BEFORE:
                         lab.remove_node(other, allow_graceful=False)
-                        told["after"] = len(done)
+                        time.sleep(SETTLED)
+                        told["after"] = len(units(notes))
 
             prepare(Text(**text), storage / "there", means=Means(runner=run))
             told["units"] = units(notes)
