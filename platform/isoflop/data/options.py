@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from isoflop.data import minhash, parallel, remote
+from isoflop.data import minhash, parallel
 from isoflop.data.documents import Undecodable, check_undecodable
 from isoflop.data.meter import Lines, Meter
 from isoflop.data.parallel import Runner
@@ -62,7 +62,7 @@ class Means:
 
     runner: Runner | None = None  # by default as many processes as the text is worth
     meter: Meter = field(default_factory=lambda: Lines(lambda line: None))
-    remote_limit: int = remote.LIMIT  # bytes of the copies of texts at URLs, all together
+    remote_limit: int | None = None  # bytes of all copies of texts at URLs; by default half a disk
 
     def on(self, size: int) -> Runner:
         return self.runner or parallel.on(parallel.worthwhile(size))

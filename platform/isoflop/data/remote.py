@@ -5,8 +5,10 @@
 
 The manifest is read from the URL each time; all the rest only where no copy of that very manifest
 is here. Copies lie below CACHE/remote/, by the hash of their manifest. A copy takes its name once
-every checksum in it holds; where all of them would be larger than the bound, those that were asked
-for longest ago go first. Storage of other hosts needs its package beside fsspec: s3fs, gcsfs.
+every checksum in it holds; where all of them would be larger than the bound (half of the disk that
+they lie on), those that were asked for longest ago go first. Texts are copied whole: rows are drawn
+at random from all of a text, so a few steps ask for nearly every part of it. Storage of other hosts
+needs its package beside fsspec: s3fs, gcsfs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from isoflop.data.folders import only_one, room, whole
 from isoflop.data.prepared import MANIFEST, Prepared
 from isoflop.data.verify import complaints
 
-LIMIT = 100 * 10**9  # bytes of all copies together
+SHARE = 0.5  # of the disk: what all copies together may take
 _BLOCK = 2**22  # bytes copied at a time
 
 
@@ -35,10 +37,11 @@ def fetched(
     url: str,
     cache: Path,
     *,
-    limit: int = LIMIT,
+    limit: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """The folder of the copy of what was prepared at `url`; copies hold at most `limit` bytes.
+    """The folder of the copy of what was prepared at `url`; all copies hold at most `limit` bytes,
+    by default half of their disk.
 
     Raises ValueError for a URL that cannot be read, where no text was prepared, whose content is
     not what was written, or that is larger than the limit; OSError for a disk that is full.
@@ -54,7 +57,9 @@ def fetched(
     target = copies / hashlib.sha256(manifest).hexdigest()[:16]
     with room(copies), only_one(copies, say):  # the bound is of all copies: one at a time is made
         if not _whole(target):
-            _copy(system, root, url, target, limit, say)
+            copies.mkdir(parents=True, exist_ok=True)
+            bound = int(SHARE * shutil.disk_usage(copies).total) if limit is None else limit
+            _copy(system, root, url, target, bound, say)
         os.utime(target)  # its time is that of its last use
     return target
 
@@ -67,7 +72,11 @@ def _copy(
     sizes = {entry["name"]: int(entry["size"]) for entry in listed if entry["type"] == "file"}
     needed = sum(sizes.values())
     if needed > limit:
-        raise ValueError(f"{url} holds {needed:,} bytes, and copies may have {limit:,}")
+        raise ValueError(
+            f"{url} holds {needed:,} bytes, and copies in {target.parent} may have {limit:,} in "
+            "all (half of the disk, unless another bound was given): use a larger disk, or prepare "
+            "a part of the text"
+        )
     for line in _make_room(target.parent, limit - needed):
         say(line)
     say(f"copying {url}, {needed / 1e6:,.1f} MB")

@@ -157,9 +157,21 @@ def test_a_text_larger_than_the_bound_is_refused_and_nothing_goes_for_it(
 ) -> None:
     kept = remote.fetched(URL, tmp_path)
     shutil.move(kept, kept.with_name("another"))
-    with pytest.raises(ValueError, match=r"holds [\d,]+ bytes, and copies may have 1,000"):
+    with pytest.raises(ValueError, match=r"holds [\d,]+ bytes, and copies in .* 1,000 in all"):
         prepare(text(URL), tmp_path, means=Means(remote_limit=1000))
     assert copies(tmp_path) == [kept.with_name("another")]
+
+
+def test_copies_take_half_of_a_disk_at_most(
+    memory: Any, original: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(file.stat().st_size for file in original.folder.iterdir())
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2 * size - 2, 0, 0))
+    with pytest.raises(ValueError, match=rf"may have {size - 1:,} in all \(half of the disk"):
+        remote.fetched(URL, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2 * size, 0, 0))
+    assert Prepared.load(remote.fetched(URL, tmp_path)).vocab == 400
 
 
 def test_a_place_without_a_prepared_text(memory: Any, tmp_path: Path) -> None:
