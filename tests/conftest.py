@@ -52,6 +52,15 @@ SMALL: dict[str, Config] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n 2 --dist loadgroup` a file stays in one process, as its fixtures are made
+    once, and so does all that shares the Ray cluster.
+    """
+    for item in items:
+        shares = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if shares else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """As trials have it; more threads than cores would only make the suite slower."""
