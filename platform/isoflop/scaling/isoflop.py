@@ -61,6 +61,7 @@ class Minimum:
     interior: float = 0.0  # share of resamples whose parabola has its minimum inside the sizes
     parabola: tuple[float, float, float] | None = None  # of ln N, highest power first
     resamples: Resamples | None = None
+    measured: float | None = None  # the lowest loss of any of the points, where there is no minimum
 
     @property
     def flops_6nd(self) -> float | None:
@@ -150,7 +151,7 @@ def _minimum(
     compute = np.log(flops)
     refusal = _refuse(x, log_tokens, np.full(len(x), compute), loss)
     if refusal:
-        return Minimum(name, budget, flops, len(x), refusal)
+        return Minimum(name, budget, flops, len(x), refusal, measured=float(loss.min()))
     centre = x.mean()
     design = np.vander(x - centre, 3)
     curve: Array = np.linalg.pinv(design) @ loss
@@ -162,7 +163,7 @@ def _minimum(
         why = "no lopsided curve within the sizes explains the vertex of the parabola"
         runs = cures.beyond(x, log_tokens, np.full(len(x), compute), below=1, above=1)
         refusal = Refusal("no interior minimum", why, "add sizes on both sides", runs)
-        return Minimum(name, budget, flops, len(x), refusal)
+        return Minimum(name, budget, flops, len(x), refusal, measured=float(loss.min()))
     # At a fixed budget ln D is a smooth function of ln N, and known at every size.
     known, first = np.unique(x - centre, return_index=True)
     split = [np.exp(np.interp(where, known, log_tokens[first])) for where in (best, at)]

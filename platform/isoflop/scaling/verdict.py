@@ -118,7 +118,8 @@ def _orders(minima: Sequence[Minimum], rows: Sequence[Comparison], unit: str) ->
             yield _apart(order, [row for row in rows if row.budget == budget and row.difference])
         for minimum in here:
             if isinstance(minimum.status, Refusal):
-                yield f"{at} nothing can be said about {minimum.family}: {minimum.status}."
+                best = f" ({minimum.measured:.3f} at best)" if minimum.measured else ""
+                yield f"{at} nothing can be said about {minimum.family}{best}: {minimum.status}."
 
 
 def _apart(order: Sequence[str], rows: Sequence[Comparison]) -> str:
