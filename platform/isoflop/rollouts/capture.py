@@ -32,7 +32,7 @@ from isoflop.rollouts import alarm, rows
 from isoflop.rollouts.generate import Rollout, Sampling, generate
 from isoflop.rollouts.measured import Missing
 from isoflop.rollouts.metrics import VALUES
-from isoflop.rollouts.novelty import MOST_TOKENS, Reading, Seen
+from isoflop.rollouts.novelty import BYTES, MOST_TOKENS, Reading, Seen
 from isoflop.rollouts.prompts import Prompt, Tokenizer, prompt_id, row_seed
 from isoflop.rollouts.rows import Stamp, read
 from isoflop.rollouts.rubric import Rubric
@@ -222,4 +222,7 @@ class Capture:
         if self.reading is None:
             return Missing("no index of the text that the run has read")
         seen = self.reading.until(step)
-        return seen or Missing(f"the run has read more than {MOST_TOKENS:,} tokens")
+        return seen or Missing(
+            f"the run has read more than {MOST_TOKENS:,} tokens: an index of them would take more "
+            f"than {BYTES * MOST_TOKENS / 1e9:.0f} GB"
+        )
