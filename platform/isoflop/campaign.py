@@ -192,6 +192,7 @@ class Campaign:
         smallest = self._least(lambda job: job.run.training_flops)
         short = replace(smallest.run, tokens=2 * smallest.run.batch_tokens)
         with tempfile.TemporaryDirectory() as folder:
+            short = replace(short, rollouts=replace(short.rollouts, beyond="now"))
             job = replace(smallest, run=short, folder=Path(folder), stop_file=Path(folder) / "stop")
             values = execute(job, Ranks(), lambda records: None)
         if values["status"] == "failed":
@@ -266,7 +267,7 @@ class Campaign:
         with alone(self.folder, self.machine.mirror), stoppable(self.folder / "stop"):
             source = self._source()
             left = record.unfinished(self.chosen) if source is None else source.left
-            if left or (source and source.further):
+            if left or (source and source.further) or self._waiting():
                 stopped = self._train(left, source)
                 if stopped:
                     print("stopped; the same command goes on from here")
@@ -280,6 +281,12 @@ class Campaign:
         for job in failures:
             print(f"failed: {job.label}: {(result(job.folder) or {}).get('error')}")
         return 1 if failures else 0
+
+    def _waiting(self) -> list[Job]:
+        """Chosen runs that have ended, and put captures off."""
+        from isoflop.orchestration.later import waits
+
+        return [replace(job, late=True) for job in self.chosen if waits(job)]
 
     def _source(self) -> Source | None:
         """Where the runs of a search come from; None for a grid."""
@@ -330,6 +337,7 @@ class Campaign:
                 else:
                     self._in_stages(left, share, watcher)
                 self._stop_missing(left, progress)
+                self._ask(share, tracker, progress)
         finally:
             warm.result()
         if (self.folder / "stop").exists():
@@ -355,7 +363,7 @@ class Campaign:
         from isoflop.orchestration.points import run_points, run_search
 
         store, stop = self.folder / "ray", self.folder / "stop"
-        for stage in preregister.stages(self, left) if self.preregister else [left]:
+        for stage in preregister.stages(self, left) if self.preregister else [left] if left else []:
             jobs = trunks.attached(stage, self.folder)
             if any(job.trunk for job in jobs):
                 ordered = trunks.Ordered(jobs)
@@ -364,6 +372,17 @@ class Campaign:
                 run_points(stage, share, store, watcher)
             if (self.folder / "stop").exists():
                 return
+
+    def _ask(self, share: Any, tracker: tracking.Tracker, progress: Progress) -> None:
+        """Once all is trained: the captures that runs had no time for."""
+        from isoflop.orchestration.points import run_points
+
+        late = self._waiting()
+        if not late or (self.folder / "stop").exists():
+            return
+        progress.say(f"rollouts that the budget of {len(late)} runs put off are made now")
+        watcher = Both(Fetched(self.machine.mirror), Tracked(tracker, self.study))
+        run_points(late, share, self.folder / "ray", watcher)
 
     def _stop_missing(self, left: list[Job], progress: Progress) -> None:
         """A run that Ray gave up without a word is a failure, said aloud."""
@@ -416,6 +435,10 @@ def job_of(
 ) -> Job:
     """The run of one point, resolved, with its place. Raises ValueError for what would fail."""
     run = replace(run, rollouts=prompts.read(run.rollouts))
+    if isinstance(study.points, Search) and any(
+        name.startswith("rollout/") for name in study.points.settings.sought
+    ):  # the next point follows from what this one writes
+        run = replace(run, rollouts=replace(run.rollouts, beyond="now"))
     resolved = run.resolve(vocab=prepared.vocab, fingerprint=prepared.fingerprint)
     _check(resolved, machine, prepared)
     folder = machine.storage / study.name

@@ -116,7 +116,9 @@ class Rollouts:
     """What the model is asked to write while it learns: every prompt with every seed, each time.
 
     Captured at step 0, at the end, and between as far as `budget` allows: at points log-spaced in
-    tokens, or every so many steps.
+    tokens, or every so many steps. Where a run is so short that not even step 0 and the end fit,
+    they are asked after all of the study's runs, from the weights that are kept, with equal rows;
+    `beyond="now"` has them in the run whatever they take.
     """
 
     SHORTHAND: ClassVar[str] = "captures"
@@ -126,7 +128,8 @@ class Rollouts:
     temperature: float = 1.0  # 0 is greedy
     new_tokens: int = 64
     captures: int = 4  # at most, step 0 and the end included; without effect where `every` is given
-    budget: float = 0.02  # share of the training time that captures may take
+    budget: float = 0.02  # share of the training time that captures may take; from 1 on: all
+    beyond: Literal["later", "now"] = "later"  # step 0 and the end, where they do not fit into it
     every: int = 0  # optimizer steps between captures; 0: log-spaced
     specs: tuple[Spec, ...] = ()  # further sets
     novelty: bool = False  # compare with what the run had read by then: an index of it is built
@@ -140,6 +143,7 @@ class Rollouts:
         _check(self.new_tokens > 0, "rollouts.new_tokens", self.new_tokens, "above 0")
         _check(self.captures >= 2, "rollouts.captures", self.captures, "at least 2")
         _check(self.budget >= 0, "rollouts.budget", self.budget, "at least 0")
+        _check(self.beyond in ("later", "now"), "rollouts.beyond", self.beyond, "later or now")
         _check(self.every >= 0, "rollouts.every", self.every, "at least 0 (0: log-spaced)")
         names = [spec.name for spec in self.specs]
         distinct = all(names) and len(set(names)) == len(names)
@@ -165,6 +169,7 @@ class Rollouts:
         those stay finished.
         """
         values = asdict(self)
+        del values["beyond"]  # when they are asked: the rows are the same
         if self.rewards:
             values["rubric"] = ""
         for name in ("every", "specs", "novelty", "rubric", "rewards", "alarms"):

@@ -234,8 +234,10 @@ def spent(jobs: list[Job], wall: float, price: float | None) -> str:
     }
     shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
     capture = parts["rollouts"] / max(1e-9, parts["training"])
+    later = sum(values.get("later_seconds") or 0.0 for values in results)
+    after = f", and {later:.0f} s after it" if later else ""
     cost = "" if price is None else f" for {wall / 3600 * price:.2f} dollars"
     return (
         f"done in {duration(wall)}{cost} ({shares} of processor time; "
-        f"rollouts {capture:.1%} of training)"
+        f"rollouts {capture:.1%} of training{after})"
     )

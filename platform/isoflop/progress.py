@@ -86,12 +86,12 @@ class Progress:
         self.running.pop(job.run.identity, None)
         self.results[job.run.identity] = result
         for warning in result.get("warnings", []):
-            self._say(f"{job.label}: {warning}")
+            self.say(f"{job.label}: {warning}")
         if result["status"] in ("failed", "diverged", "alarmed", "pruned"):
-            self._say(f"{job.label}: {result['status']} ({result.get('error')})")
+            self.say(f"{job.label}: {result['status']} ({result.get('error')})")
         self._speak()
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)  # one line in a log, however wide
 
     def _speak(self) -> None:

@@ -103,6 +103,9 @@ def _row(job: Job) -> dict[str, Any]:
         "capture_seconds": ended.get("capture_seconds"),
         "capture_share": ended.get("capture_share"),  # of the training time; see Rollouts.budget
         "captures_skipped": ended.get("captures_skipped"),
+        "captures_later": ended.get("captures_later", 0),  # made when the study's runs were over
+        "captures_waiting": len(ended.get("captures_waiting", ())),
+        "later_seconds": ended.get("later_seconds", 0.0),
         "evaluation_seconds": ended.get("evaluation_seconds"),
         "started": ended.get("started"),
         "ended": ended.get("ended"),

@@ -175,8 +175,7 @@ def check(search: Search, job: Job) -> None:
         unheld = {metric.name for metric in METRICS if metric.level == "token"}
     settings = search.settings
     near = [aim for aim in settings.aims if aim.towards == "reference"]
-    sought = {aim.metric for aim in settings.aims} | {bound.metric for bound in settings.bounds}
-    for metric in sorted(sought):
+    for metric in sorted(settings.sought):
         if not metric.startswith("rollout/"):
             continue
         name, _, plain = metric.removeprefix("rollout/").rpartition("/")

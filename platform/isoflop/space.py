@@ -303,6 +303,12 @@ class Settings:
     def bounds(self) -> tuple[Constraint, ...]:
         return tuple(Constraint.parse(text) for text in self.constraints)
 
+    @property
+    def sought(self) -> frozenset[str]:
+        """The metrics that decide which points are chosen."""
+        aims = {aim.metric for aim in self.aims}
+        return frozenset(aims | {bound.metric for bound in self.bounds})
+
 
 def check(space: Mapping[str, Any], settings: Settings) -> None:
     """Raises ValueError for a space that cannot be searched so."""

@@ -222,7 +222,8 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument(
         "--beside",
         action="store_true",
-        help="capture rollouts in processes of their own, so that training does not wait for them",
+        help="capture rollouts in processes of their own, so that training does not wait for them "
+        "(else they keep to a budget; --set rollouts.beyond=now: step 0 and the end in any case)",
     )
     where.add_argument(
         "--tracking",

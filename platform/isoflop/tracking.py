@@ -162,6 +162,8 @@ SHOWN = {
     "val/bits_per_byte": "loss/held out bits per byte",
     "train/loss": "loss/training",
     "capture/skipped": "skipped capture",
+    "capture/later": "capture put off",
+    "capture/late": "capture made later",
 }
 
 

@@ -19,7 +19,7 @@ from isoflop.training.distributed import Ranks
 
 MakeRun = Callable[..., Run]
 MakeJob = Callable[..., Job]
-ASKED = Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2)
+ASKED = Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2, budget=1)
 
 
 @pytest.fixture

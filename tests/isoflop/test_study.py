@@ -33,7 +33,7 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
         batch_tokens=128,
         optimizer=AdamW(lr=1e-2),
         evaluation=Evaluation(tokens=256, times=2),
-        rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8),
+        rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, budget=1),
         seed=seed,
     )
 

@@ -51,7 +51,7 @@ def study(points: int, tokens: int) -> Study:
             **{**shared, "model": unresolved},
             tokens=tokens,
             evaluation=Evaluation(tokens=2**12, times=2),
-            rollouts=Rollouts(prompts=PROMPTS, seeds=2, new_tokens=32, captures=2),
+            rollouts=Rollouts(prompts=PROMPTS, seeds=2, new_tokens=32, captures=2, beyond="now"),
             seed=seed,
         )
 

@@ -1,15 +1,15 @@
 """What would an ended run have written, had it been asked, and what does another make of it?
 
 The same code as while it trained, on its checkpoints: captures that are there are left as they are,
-missing ones get the rows that they would have had. Of a finished run only the weights at the end
-are kept, so that is the step that can be asked again; of one that was stopped, its newest two.
+missing ones get the rows that they would have had. The weights of step 0 follow from the seed; of a
+finished run those at the end are kept, of one that was stopped its newest two.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,12 @@ from isoflop.rollouts.rubric import Scores, of_text, text
 from isoflop.run import Run, Spec
 from isoflop.training.checkpoint import AVERAGED
 from isoflop.training.distributed import Ranks
+from isoflop.training.loop import initial
 from models.interface import Config, Model
 
 Zoo = Mapping[str, type[Config]]
 Say = Callable[[str], None]
+WEIGHTS = "model.safetensors"  # of a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,21 @@ class Ended:
             raise ValueError(f"{self.folder} has no checkpoints: nothing can be asked of it")
         return [(int(path.name.removeprefix("step-")), path) for path in found]
 
-    def load(self, path: Path, file: str = "model.safetensors") -> Model:
+    def at(self, step: int, kinds: Collection[str], device: str | None = None) -> dict[str, Model]:
+        """The models of a kept step, or of step 0, by what they hold: "raw" or "ema" weights.
+        Raises ValueError where there are none."""
+        place = device or _here()
+        if step == 0:
+            return dict.fromkeys(kinds, initial(self.run).to(place))
+        path = dict(self.models()).get(step)
+        if path is None:
+            raise ValueError(f"{self.folder} keeps no weights of step {step}")
+        files = {"raw": WEIGHTS, "ema": AVERAGED}
+        return {kind: self.load(path, files[kind], place) for kind in kinds}
+
+    def load(self, path: Path, file: str = WEIGHTS, device: str | None = None) -> Model:
         """The model with the weights of a checkpoint. Raises ValueError where it is damaged."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device or _here()
         model = self.run.model.build()
         try:
             load_model(model, str(path / file))
@@ -83,6 +97,10 @@ class Ended:
         return made
 
 
+def _here() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def backfill(
     folder: Path,
     zoo: Zoo,
@@ -92,7 +110,8 @@ def backfill(
     novelty: bool = False,
     say: Say = lambda line: None,
 ) -> list[Path]:
-    """The files of every set of prompts at every kept step: those of the run, and further `specs`.
+    """The files of every set of prompts, those of the run and further `specs`, at step 0 and every
+    kept step.
 
     `cache`: where texts are prepared. `novelty`: compare with what was read, also if the run did
     not; for rows that are made now. Raises ValueError for what cannot be asked.
@@ -110,11 +129,9 @@ def backfill(
         ended.run, ended.prepared(cache), folder / "rollouts", Ranks(),
         study=ended.study, axes=ended.axes, asked=asked,
     )  # fmt: skip
-    files = []
-    for step, path in steps:
-        models = {"raw": ended.load(path)}
-        if any(one.spec.weights == "ema" for one in made):
-            models["ema"] = ended.load(path, AVERAGED)
+    files, kinds = [], {"raw", *(one.spec.weights for one in made)}
+    for step in (0, *(step for step, _ in steps)):
+        models = ended.at(step, kinds)
         tokens = step * ended.run.batch_tokens
         flops = float(tokens) * ended.run.model.flops_per_token().training
         for one in made:

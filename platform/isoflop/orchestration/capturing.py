@@ -6,7 +6,8 @@ run has read, and one budget. This file knows no Ray (`scribe` captures beside t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,22 @@ from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.rollouts import control, references
 from isoflop.rollouts.alarm import Raised, raised
-from isoflop.rollouts.capture import Budget, Capture, Captured, schedule
+from isoflop.rollouts.capture import PER_TOKEN_READ, Budget, Capture, Captured, schedule
 from isoflop.rollouts.generate import Rollout
 from isoflop.rollouts.novelty import Reading
 from isoflop.rollouts.prompts import resolve
 from isoflop.rollouts.rubric import of_text
 from isoflop.rollouts.statistics import Aggregate
-from isoflop.run import Rollouts, Run, Spec
+from isoflop.run import Rollouts, Run
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, gather
-from isoflop.training.loop import Record
+from isoflop.training.loop import Record, initial
 from models.interface import Model
 
 NOTICED = 2.0  # seconds of captures, below which nobody is told that they were too many
+LEAST = 0.03  # seconds below which no set was ever asked: where not even that fits, none is timed
+# In a record: a capture that was left out, one that was put off, and that one made after all.
+SKIPPED, LATER, LATE = "capture/skipped", "capture/later", "capture/late"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,33 +97,64 @@ def captures(
     ]
 
 
-def weighted(spec: Spec, model: Model, averaged: Model | None) -> Model:
-    """The model that a set of prompts is put to."""
-    if spec.weights == "raw":
-        return model
-    assert averaged is not None, "a run without averaged weights asks nothing of them"
-    return averaged
+def asked(
+    captures: Sequence[Capture], models: Mapping[str, Model], run: Run, step: int
+) -> tuple[Record, dict[str, Aggregate]]:
+    """Every set is put to the model that it is for ("raw" or "ema"): what is logged of that, and
+    the values by their names. Both are empty for all but the first rank."""
+    tokens = step * run.batch_tokens
+    flops = float(tokens) * run.model.flops_per_token().training
+    record: Record = {}
+    known: dict[str, Aggregate] = {}
+    for capture in captures:
+        captured = capture(models[capture.spec.weights], step=step, tokens=tokens, flops=flops)
+        if captured is not None:
+            record |= recorded(capture.spec.name, captured)
+            name = f"{capture.spec.name}/" if capture.spec.name else ""
+            known |= {f"{name}{metric}": item for metric, item in captured.aggregates.items()}
+    return record, known
+
+
+def waiting(history: Sequence[Record]) -> list[int]:
+    """The steps whose captures were put off, and not made since."""
+    later = {record["step"] for record in history if LATER in record}
+    made = {record["step"] for record in history if LATE in record}
+    return sorted(int(step) for step in later - made)
 
 
 class Capturing:
-    """What the loop calls at the capture steps, on every rank."""
+    """What the loop calls at the capture steps, on every rank.
 
-    def __init__(self, run: Run, captures: Sequence[Capture], ranks: Ranks) -> None:
+    Nothing is known at step 0 of what a capture costs, nor of the run's pace. So it waits for the
+    first capture that there is time for, and its rows come from the weights drawn again. Where
+    there was none, and at an end that does not fit, the record says "capture/later", and the rows
+    are made when the study's runs are over (see `later`). A run whose captures decide something
+    (alarms), or whose budget is all there is, asks at once.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        captures: Sequence[Capture],
+        ranks: Ranks,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         # Loaded before the clock of the budget runs: a process's first capture would seem ten times
         # as dear as the next, and its run would have fewer captures than the others.
         import pandas  # noqa: F401  # pyarrow looks for it when it first makes an array
         import pyarrow.parquet  # noqa: F401
 
-        asked = run.rollouts
-        self.steps = schedule(run.steps, asked.captures, asked.every)
+        wanted = run.rollouts
+        self.run = run
+        self.steps = schedule(run.steps, wanted.captures, wanted.every)
         self.last = run.steps
-        self.flops_per_token = run.model.flops_per_token().training
-        self.batch_tokens = run.batch_tokens
-        self.budget = Budget(asked.budget)
-        self.expected = 0.0
+        self.budget = Budget(wanted.budget)
+        self.insists = wanted.beyond == "now" or bool(wanted.alarms) or wanted.budget >= 1
         self.captures = captures
-        self.ranks = ranks
-        self.alarms = asked.alarms
+        self.ranks, self.clock = ranks, clock
+        self.began = 0.0  # by the clock, of this call
+        self.takes: float | None = None  # seconds: a capture is foretold to, or the last one did
+        self.alarms = wanted.alarms
         self.stopped: Raised | None = None  # the alarm that ends the run; known to the first rank
 
     def stop(self) -> bool:
@@ -128,28 +163,59 @@ class Capturing:
     def __call__(
         self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
     ) -> Record:
-        affords = self.budget.affords(
-            spent=progress.capture_seconds,
-            training=progress.seconds,
-            expected=self.expected,
-            done=step / self.last,
-        )
-        if not agree(affords, self.ranks):
-            return {"capture/skipped": 1.0}
-        tokens = step * self.batch_tokens
-        flops = float(tokens) * self.flops_per_token
-        record: Record = {}
-        seconds = 0.0
-        known: dict[str, Aggregate] = {}
-        for capture in self.captures:
-            asked = weighted(capture.spec, model, averaged)
-            captured = capture(asked, step=step, tokens=tokens, flops=flops)
-            if captured is not None:
-                seconds += captured.seconds
-                record |= recorded(capture.spec.name, captured)
-                name = f"{capture.spec.name}/" if capture.spec.name else ""
-                known |= {f"{name}{metric}": item for metric, item in captured.aggregates.items()}
-        self.expected = seconds
+        self.began = self.clock()
+        models = {"raw": model, "ema": averaged or model}
+        if self.insists:
+            kept = step in (0, self.last) or self._affords(models, step, progress, 2)
+            return self._captured(models, step) if kept else {SKIPPED: 1.0}
+        if step == 0:
+            return {LATER: 1.0}
+        begins = 0 in waiting(progress.history)
+        if self._affords(models, step, progress, 1 + begins + (step < self.last)):
+            if begins:
+                progress.history.append(self._first())
+            return self._captured(models, step)
+        if step < self.last:
+            return {SKIPPED: 1.0}
+        alone = begins and self._affords(models, step, progress, 1)
+        return self._captured(models, step) if alone else {LATER: 1.0}
+
+    def _affords(
+        self, models: Mapping[str, Model], step: int, progress: Progress, captures: int
+    ) -> bool:
+        """Is there time for this capture, and so many in all? All ranks agree."""
+
+        def affords(expected: float) -> bool:
+            return self.budget.affords(
+                spent=progress.capture_seconds + self.clock() - self.began,
+                training=progress.seconds,
+                expected=expected,
+                done=step / self.last,
+                captures=captures,
+            )
+
+        least = LEAST * len(self.captures)
+        return agree(affords(least) and affords(self._expected(models, step)), self.ranks)
+
+    def _expected(self, models: Mapping[str, Model], step: int) -> float:
+        """Seconds, with the index of what was read since."""
+        if self.takes is None:
+            self.takes = sum(
+                each.foretold(models[each.spec.weights], self.clock) for each in self.captures
+            )
+        reading = self.captures[0].reading
+        return self.takes + (PER_TOKEN_READ * reading.ahead(step) if reading else 0.0)
+
+    def _first(self) -> Record:
+        """The record of step 0, made later."""
+        model = initial(self.run).to(self.ranks.device)
+        record = self._captured({"raw": model, "ema": model}, 0)
+        return {"step": 0, "tokens": 0, "flops": 0.0, LATE: 1.0, **record}
+
+    def _captured(self, models: Mapping[str, Model], step: int) -> Record:
+        began = self.clock()
+        record, known = asked(self.captures, models, self.run, step)
+        self.takes = self.clock() - began
         return record | self._alarmed(known, step)
 
     def _alarmed(self, known: Mapping[str, Aggregate], step: int) -> Record:
@@ -167,7 +233,7 @@ def overspent(run: Run, result: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"rollouts took {share:.1%} of the training time, and their budget is {budget:.1%}: step 0 "
-        "and the end are always captured; fewer prompts, seeds or tokens keep it"
+        "and the end were captured whatever they cost; fewer prompts, seeds or tokens keep it"
     ]
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.orchestration.job import Job, execute
+from isoflop.orchestration.job import Job
+from isoflop.orchestration.later import carry_out
 from isoflop.orchestration.scribe import beside
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
@@ -190,7 +191,7 @@ def _serve(config: dict[str, Any]) -> None:
 
     number = 0
     while (job := ray.get(post.take.remote(number))) is not None:
-        values = execute(job, ranks, tell, beside)
+        values = carry_out(job, ranks, tell, beside)
         if ranks.leads:
             ray.get(post.end.remote(number, values))
         number += 1

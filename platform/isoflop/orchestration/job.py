@@ -36,7 +36,14 @@ from isoflop import __version__
 from isoflop.data import feed, tokenizers
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
-from isoflop.orchestration.capturing import Capturing, captures, overspent, write_references
+from isoflop.orchestration.capturing import (
+    SKIPPED,
+    Capturing,
+    captures,
+    overspent,
+    waiting,
+    write_references,
+)
 from isoflop.orchestration.mirror import Mirror
 from isoflop.orchestration.system import Meter
 from isoflop.rollouts.capture import Capture as RolloutCapture
@@ -76,6 +83,7 @@ class Job:
     trunk: Trunk | None = None  # what it shares with longer or shorter runs
     means: Means = USUAL  # how it is computed here
     beside: bool = False  # rollouts are captured by another process (see `scribe`), not by this one
+    late: bool = False  # it has ended, and only has to be asked what it put off (see `later`)
 
 
 def result(folder: Path) -> dict[str, Any] | None:
@@ -175,7 +183,7 @@ class Begun:
 
     def _keep(self, outcome: Outcome) -> None:
         job = self.job
-        write_json(job.folder / "history.json", _in_order(outcome.progress.history))
+        write_json(job.folder / "history.json", in_order(outcome.progress.history))
         if outcome.status == "finished":
             final = _keep_newest(job.folder / "checkpoints")
             tokenizers.save(job.prepared.tokenizer(), final)
@@ -235,7 +243,7 @@ def _open(job: Job, ranks: Ranks) -> None:
         write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
 
 
-def _in_order(history: list[Record]) -> list[Record]:
+def in_order(history: list[Record]) -> list[Record]:
     """One record a step: what was known of a step only later belongs to it."""
     found: dict[float, Record] = {}
     for record in history:
@@ -274,16 +282,17 @@ def _summary(job: Job, outcome: Outcome) -> dict[str, Any]:
         "evaluation_seconds": progress.evaluation_seconds,
         "capture_seconds": progress.capture_seconds,
         "capture_share": progress.capture_seconds / max(1e-9, progress.seconds),
-        "captures_skipped": sum(r.get("capture/skipped", 0.0) for r in progress.history),
+        "captures_skipped": sum(r.get(SKIPPED, 0.0) for r in progress.history),
+        "captures_waiting": waiting(progress.history),  # steps; made when the study's runs are over
         "shared_steps": progress.shared_steps,
         "shared_seconds": progress.shared_seconds,
         "tokens_per_second": progress.step * job.run.batch_tokens / max(1e-9, progress.seconds),
-        "rollouts": _last_capture(progress.history),
+        "rollouts": last_capture(progress.history),
         **outcome.computed,
     }
 
 
-def _last_capture(history: list[Record]) -> Record:
+def last_capture(history: list[Record]) -> Record:
     """What the newest capture measured. A metric that it has no value for has none, though an
     earlier capture may have had one."""
     captured = [{k: v for k, v in r.items() if k.startswith("rollout/")} for r in history]

@@ -23,6 +23,7 @@ from isoflop.orchestration.job import (
     execute,
     result,
 )
+from isoflop.orchestration.later import carry_out
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Capture, Record
 from isoflop.training.memory import memory
@@ -73,6 +74,8 @@ def execute_together(
     beside: Callable[[Job, Ranks], Capture] | None = None,
 ) -> list[dict[str, Any]]:
     """As `execute`, for each of the jobs. Those that have ended before are not begun again."""
+    if any(job.late for job in jobs):
+        return [carry_out(job, ranks, partial(report, job)) for job in jobs]
     waiting = [job for job in jobs if (result(job.folder) or {}).get("status") not in FINAL]
     values = iter(_carry_out(waiting, ranks, report, beside))
     return [next(values) if job in waiting else result(job.folder) or {} for job in jobs]

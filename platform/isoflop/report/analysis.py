@@ -19,7 +19,15 @@ from isoflop.report.health import Health, health
 from isoflop.scaling.forms import FORMS
 from isoflop.scaling.holdout import Score, rolling, score
 from isoflop.scaling.interval import BITS, NATS, Interval, Refusal
-from isoflop.scaling.isoflop import Exponents, Minimum, exponents, families, finished, minima
+from isoflop.scaling.isoflop import (
+    Exponents,
+    Minimum,
+    counted,
+    exponents,
+    families,
+    finished,
+    minima,
+)
 from isoflop.scaling.joint import Family, Joint, bootstrap_together, fit_together
 from isoflop.scaling.multiplier import multiplier
 from isoflop.scaling.parametric import ParametricFit, Resampled, bootstrap, fit
@@ -86,6 +94,11 @@ class Analysis:
     swept: tuple[str, ...] = ()  # axes of which each size kept its best value
     unit: str = NATS
 
+    @property
+    def budgets(self) -> str:
+        """What the budgets count."""
+        return counted(self.budget)
+
 
 def analyse(
     table: pd.DataFrame,
@@ -116,7 +129,7 @@ def analyse(
         minima=tuple(found),
         exponents=growth,
         fits=fits,
-        verdict=verdict(best, found, unit=unit),
+        verdict=verdict(best, found, unit=unit, budgets=counted(budget)),
         family=family,
         budget=budget,
         size=size,

@@ -100,14 +100,14 @@ def _isoflop(runs: pd.DataFrame, analysis: Analysis, colours: Mapping[str, str])
              "text": [_described(row, analysis) for row in group.to_dict("records")],
              "hovertemplate": "%{text}<extra></extra>"}
         )  # fmt: skip
-        traces += _valley(minimum, size, colour, name)
+        traces += _valley(minimum, size, colour, name, analysis.budgets)
     return _plot(
         traces, f"parameters N ({analysis.size.removeprefix('params_').replace('_', ' ')})",
         f"held-out loss ({analysis.unit})", "log",
     )  # fmt: skip
 
 
-def _valley(minimum: Minimum, size: Any, colour: str, name: str) -> list[Plot]:
+def _valley(minimum: Minimum, size: Any, colour: str, name: str, budgets: str) -> list[Plot]:
     """The parabola and its minimum, where there is one."""
     shared = {"legendgroup": name, "showlegend": False}
     if not (minimum.parabola and minimum.size and minimum.loss):
@@ -122,7 +122,7 @@ def _valley(minimum: Minimum, size: Any, colour: str, name: str) -> list[Plot]:
                        "line": {"color": "black", "width": 1}},
             "error_x": {"type": "data", "symmetric": False, "array": [n.high - n.value],
                         "arrayminus": [n.value - n.low], "color": "black", "thickness": 1},
-            "text": [f"best at {scientific(minimum.budget)} FLOPs: N {compact(n.value)} "
+            "text": [f"best at {scientific(minimum.budget)} {budgets}: N {compact(n.value)} "
                      f"({compact(n.low)} to {compact(n.high)}), loss {loss.value:.4f} "
                      f"({loss.low:.4f} to {loss.high:.4f})"],
             "hovertemplate": "%{text}<extra></extra>"}  # fmt: skip

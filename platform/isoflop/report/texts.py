@@ -65,7 +65,7 @@ def _run_head(row: Mapping[Any, Any], analysis: Analysis) -> dict[str, object]:
     return {
         "label": str(row.get("label", row["run"])),
         "family": str(row["family"]),
-        "budget": f"{text(budget)} FLOPs" if analysis.budget else "all",
+        "budget": f"{text(budget)} {analysis.budgets}" if analysis.budget else "all",
         "size": compact(float(row[analysis.size])),
         "loss": text(row.get("loss")),
         "steps": float(row["steps"]) if pd.notna(row.get("steps")) else None,

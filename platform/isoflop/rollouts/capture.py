@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from isoflop.rollouts import alarm, rows
 from isoflop.rollouts.generate import Rollout, Sampling, generate
 from isoflop.rollouts.measured import Missing
 from isoflop.rollouts.metrics import VALUES
-from isoflop.rollouts.novelty import MOST_TOKENS, Reading, Seen
+from isoflop.rollouts.novelty import BYTES, MOST_TOKENS, Reading, Seen
 from isoflop.rollouts.prompts import Prompt, Tokenizer, prompt_id, row_seed
 from isoflop.rollouts.rows import Stamp, read
 from isoflop.rollouts.rubric import Rubric
@@ -44,6 +44,11 @@ from models.interface import Model
 
 if TYPE_CHECKING:
     import pyarrow
+
+# Of a capture that has not been timed yet: tokens that are written to time one, and the seconds of
+# measuring it, as goals have them.
+FEW = 5
+ONCE, PER_ROLLOUT, PER_TOKEN_READ = 0.03, 1e-3, 2e-6
 
 __all__ = ["VALUES", "Budget", "Capture", "check", "prompt_id", "read", "row_seed", "schedule"]
 
@@ -178,6 +183,21 @@ class Capture:
         found = rows.aggregates(table)
         return Captured(self.path(step), found, time.perf_counter() - began, table.num_rows, reused)
 
+    def foretold(self, model: Model, clock: Callable[[], float]) -> float:
+        """About the seconds that a capture would take, from writing a few tokens: what comes before
+        the first one and what each takes are timed apart, measuring them is reckoned. An index of
+        what the run has read comes on top."""
+        self._written(model, 1)  # libraries choose their kernels, and take their memory
+        began = clock()
+        self._written(model, 1)
+        middle = clock()
+        few = min(FEW, self.spec.new_tokens)
+        self._written(model, few)
+        first, more = middle - began, clock() - middle
+        each = max(0.0, more - first) / max(1, few - 1)
+        rollouts = len(self.prompts) * self.spec.seeds
+        return first + each * (self.spec.new_tokens - 1) + ONCE + PER_ROLLOUT * rollouts
+
     def _made(self, model: Model, stamp: Stamp) -> pyarrow.Table | None:
         """The rows, written; None for all but the first of the crew."""
         began = time.process_time()
@@ -199,7 +219,7 @@ class Capture:
         rows.write(table, self.path(stamp.step))
         return table
 
-    def _written(self, model: Model) -> list[Rollout]:
+    def _written(self, model: Model, new_tokens: int | None = None) -> list[Rollout]:
         """What this process's share of the prompts is gone on with."""
         spec = self.spec
         mine = range(self.crew.rank, len(self.prompts), self.crew.world)
@@ -207,7 +227,7 @@ class Capture:
         seeds = [[row_seed(prompt.text, i) for i in range(spec.seeds)] for prompt in prompts]
         sampling = Sampling(
             spec.temperature,
-            spec.new_tokens,
+            new_tokens or spec.new_tokens,
             (self.tokenizer.end_of_text,),
             repetition=spec.repetition,
             top_k=spec.top_k,
@@ -222,4 +242,7 @@ class Capture:
         if self.reading is None:
             return Missing("no index of the text that the run has read")
         seen = self.reading.until(step)
-        return seen or Missing(f"the run has read more than {MOST_TOKENS:,} tokens")
+        return seen or Missing(
+            f"the run has read more than {MOST_TOKENS:,} tokens: an index of them would take more "
+            f"than {BYTES * MOST_TOKENS / 1e9:.0f} GB"
+        )

@@ -4,6 +4,10 @@ The same prompts were asked with the same seeds, so differences are taken pair b
 prompt does to both drops out. Prompts are the sample (Miller 2024, arXiv 2411.00640). Of many
 metrics some differ by chance: Holm's correction bounds the probability of even one false alarm,
 Benjamini and Hochberg's the share of them.
+
+Two minimum sample sizes are declared. Below `FEWEST` prompts no p is given. Below the `least` that
+a metric declares for itself the p stands, since it knows its own error, but the row is `few`: a
+difference that is there is likely to go unseen, and `needed` says how many prompts would show it.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isoflop.rollouts.catalogue import VALUES
+from isoflop.rollouts.catalogue import METRICS, VALUES
 from isoflop.rollouts.rows import column as column_of
-from isoflop.rollouts.statistics import Aggregate, mean
+from isoflop.rollouts.statistics import Aggregate, Draw, mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,11 +30,15 @@ if TYPE_CHECKING:
 KEY = ["spec", "prompt_id", "sample_id"]
 FEWEST = 5  # prompts: with fewer, an interval or a p-value says little
 
+LEAST = {metric.name: metric.least for metric in METRICS}
+
 Floats = NDArray[np.float64]
 Rule = Callable[[Floats, int], Floats]  # of the n ordered p-values
 
 
-def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> Aggregate:
+def paired(
+    first: pd.DataFrame, second: pd.DataFrame, metric: str, draw: Draw = "prompts"
+) -> Aggregate:
     """The mean of `metric` in the second rows less that in the first, over pairs of both.
 
     Each frame has one row per set, prompt and sample, as `capture.read` gives for one run and step.
@@ -49,15 +57,20 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> Aggregate:
     difference = pairs[f"{column}_2"].astype(float) - pairs[f"{column}_1"].astype(float)
     prompts = pairs.groupby(["spec", "prompt_id"], sort=True).ngroup()
     values: Floats = np.asarray(difference, dtype=np.float64)
-    return mean(values, prompts.to_numpy())
+    return mean(values, prompts.to_numpy(), draw=draw)
 
 
 def compare(
-    first: pd.DataFrame, second: pd.DataFrame, metrics: Sequence[str] = VALUES
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    metrics: Sequence[str] = VALUES,
+    draw: Draw = "prompts",
 ) -> pd.DataFrame:
     """One row per metric that both have: the `paired` difference, p, and p corrected for as many.
 
     `p` is of no difference, two-sided, by Student's t over prompts; NaN below `FEWEST` prompts.
+    `least` is how many rollouts the metric declares to need, 0 where it does not; `few` says that
+    these are fewer.
     """
     import pandas as pd
 
@@ -65,8 +78,11 @@ def compare(
     for metric in metrics:
         if not all(column_of(metric, [*frame.columns]) for frame in (first, second)):
             continue
-        found = paired(first, second, metric)
-        rows.append({"metric": metric, **asdict(found), "p": probability(found)})
+        found = paired(first, second, metric, draw)
+        least = LEAST.get(metric, 0)
+        few = 0 < found.rollouts < least
+        told = {"p": probability(found), "least": least, "few": few}
+        rows.append({"metric": metric, **asdict(found), **told})
     table = pd.DataFrame(rows)
     if len(table):
         table["p_holm"] = holm(table["p"])

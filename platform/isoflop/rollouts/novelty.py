@@ -5,11 +5,16 @@ n of 4, 8, 16 and 32; for n = 8 with its places, from which the longest copied s
 stands across the border of two rows was never read as one text, and counts as new. Two n-grams of
 equal hash would be taken for one: with 1e7 of them, one n-gram in 1e12 by chance.
 
+The index takes 48 bytes per token. It is made of parts of whole rows, so that no span lies across
+two; one part is in memory and grows, full ones lie in files without a name (in `TMPDIR`), which go
+with the process. What was read is looked for in every part, which is as exact as in one.
+
 Letters: B rows of T tokens, n order of the n-grams, Q n-grams asked for.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,7 +25,9 @@ from numpy.typing import NDArray
 ORDERS = (4, 8, 16, 32)
 SPAN = 8  # tokens: shorter copies are no spans, common phrases have as many
 PLACES = 32  # of one n-gram are looked at, at most
-MOST_TOKENS = 16_000_000  # about 40 bytes of memory each
+PART = 4_000_000  # tokens of a part: about 400 MB of memory while it grows
+MOST_TOKENS = 256_000_000  # 12 GB of files
+BYTES = 48  # of the index, for each token
 
 _FACTOR = 0x9E3779B97F4A7C15
 Hashes = NDArray[np.uint64]
@@ -56,8 +63,8 @@ class Reads(Protocol):
 
 
 @dataclass(eq=False)
-class Seen:
-    """The index. Grows with the run; every text may be asked for at any time."""
+class Part:
+    """The index of some rows."""
 
     tokens: int = 0
     hashes: dict[int, Hashes] = field(
@@ -89,41 +96,12 @@ class Seen:
             keys, places = both[order], np.concatenate([self.places, places])[order]
         self.keys, self.places = keys, places
 
-    def copies(self, texts: Sequence[Ids]) -> list[Copies]:
-        """What was copied in each of these texts."""
-        lengths = np.array([len(text) for text in texts], dtype=np.int64)
-        if not len(texts):
-            return []
-        ends = np.cumsum(lengths)
-        owner = np.repeat(np.arange(len(texts)), lengths)
-        left = ends[owner] - np.arange(len(owner))  # tokens from here to the text's end
-        flat = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
-        novel: dict[int, NDArray[np.float64]] = {}
-        longest = np.zeros(len(texts), dtype=np.int64)
-        stretches: list[list[tuple[int, int]]] = [[] for _ in texts]
-        known = np.ones(len(flat), dtype=np.bool_)  # by the n-grams before: part of the longer ones
-        for order, found in _hashed(flat[None, :]):
-            whole = left[: found.shape[1]] >= order
-            asked = np.flatnonzero(whole & known[: found.shape[1]])
-            hit = asked[_holds(self.hashes[order], found[0][asked])]
-            known = np.zeros(len(flat), dtype=np.bool_)
-            known[hit] = True
-            if order == SPAN:
-                self._spans(hit, found[0][hit], owner, longest)
-                _stretches(hit, owner, ends - lengths, stretches)
-            total = np.maximum(lengths - order + 1, 0)
-            copied = np.bincount(owner[hit], minlength=len(texts))
-            novel[order] = np.where(total > 0, 1 - copied / np.maximum(total, 1), np.nan)
-        return [
-            Copies(
-                {order: _known(novel[order][i]) if order in novel else None for order in ORDERS},
-                int(longest[i]),
-                tuple(stretches[i]),
-            )
-            for i in range(len(texts))
-        ]
+    def filed(self) -> Part:
+        """The same, in files."""
+        hashes = {order: _filed(found) for order, found in self.hashes.items()}
+        return Part(self.tokens, hashes, _filed(self.places), _filed(self.keys))
 
-    def _spans(
+    def spans(
         self,
         at: NDArray[np.int64],
         keys: Hashes,
@@ -148,6 +126,72 @@ class Seen:
 
 
 @dataclass(eq=False)
+class Seen:
+    """The index of all that was read. Grows with the run; any text may be asked for at any time."""
+
+    part: int = PART  # tokens
+    parts: list[Part] = field(default_factory=lambda: [Part()])  # the last one grows
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.parts)
+
+    def add(self, rows: Ids) -> None:
+        """Rows (B, T) that were read, each a text of its own."""
+        while len(rows):
+            growing = self.parts[-1]
+            room = max(1, (self.part - growing.tokens) // rows.shape[1])
+            growing.add(rows[:room])
+            rows = rows[room:]
+            if growing.tokens + rows.shape[1] > self.part:
+                self.parts[-1:] = [growing.filed(), Part()]
+
+    def copies(self, texts: Sequence[Ids]) -> list[Copies]:
+        """What was copied in each of these texts."""
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        if not len(texts):
+            return []
+        ends = np.cumsum(lengths)
+        owner = np.repeat(np.arange(len(texts)), lengths)
+        left = ends[owner] - np.arange(len(owner))  # tokens from here to the text's end
+        flat = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
+        novel: dict[int, NDArray[np.float64]] = {}
+        longest = np.zeros(len(texts), dtype=np.int64)
+        stretches: list[list[tuple[int, int]]] = [[] for _ in texts]
+        known = np.ones(len(flat), dtype=np.bool_)  # by the n-grams before: part of the longer ones
+        for order, found in _hashed(flat[None, :]):
+            whole = left[: found.shape[1]] >= order
+            asked = np.flatnonzero(whole & known[: found.shape[1]])
+            hit = asked[self._holds(order, found[0][asked])]
+            known = np.zeros(len(flat), dtype=np.bool_)
+            known[hit] = True
+            if order == SPAN:
+                ordered = hit[np.argsort(found[0][hit])]  # in order, what is looked up lies close
+                for part in self.parts:
+                    part.spans(ordered, found[0][ordered], owner, longest)
+                _stretches(hit, owner, ends - lengths, stretches)
+            total = np.maximum(lengths - order + 1, 0)
+            copied = np.bincount(owner[hit], minlength=len(texts))
+            novel[order] = np.where(total > 0, 1 - copied / np.maximum(total, 1), np.nan)
+        return [
+            Copies(
+                {order: _known(novel[order][i]) if order in novel else None for order in ORDERS},
+                int(longest[i]),
+                tuple(stretches[i]),
+            )
+            for i in range(len(texts))
+        ]
+
+    def _holds(self, order: int, asked: Hashes) -> NDArray[np.bool_]:
+        """Which of the hashes stand in any part."""
+        ordered, back = np.unique(asked, return_inverse=True)
+        found = np.zeros(len(ordered), dtype=np.bool_)
+        for part in self.parts:
+            found |= _holds(part.hashes[order], ordered)
+        return found[back]
+
+
+@dataclass(eq=False)
 class Reading:
     """The index of what a run has read, brought forward with it.
 
@@ -163,17 +207,23 @@ class Reading:
 
         Raises AssertionError for a step before the last one asked for.
         """
-        one_pass = -(-self.batches.windows_per_epoch // self.batches.rows)
-        last = min(step, one_pass)
+        last = self._last(step)
         assert last >= self.step, "an index does not forget"
         if last * self.batches.rows * self.batches.context > MOST_TOKENS:
             return None
-        if last > self.step:
-            self.seen.add(
-                np.concatenate([self.batches.batch(s).ids for s in range(self.step, last)])
-            )
-            self.step = last
+        some = max(1, self.seen.part // (self.batches.rows * self.batches.context))
+        for first in range(self.step, last, some):
+            steps = range(first, min(first + some, last))
+            self.seen.add(np.concatenate([self.batches.batch(step).ids for step in steps]))
+        self.step = max(self.step, last)
         return self.seen
+
+    def ahead(self, step: int) -> int:
+        """Tokens that would be added for this step."""
+        return max(0, self._last(step) - self.step) * self.batches.rows * self.batches.context
+
+    def _last(self, step: int) -> int:
+        return min(step, -(-self.batches.windows_per_epoch // self.batches.rows))
 
 
 def _stretches(
@@ -202,6 +252,15 @@ def _hashed(rows: Ids) -> Iterator[tuple[int, Hashes]]:
         order, factor = 2 * order, factor * factor % 2**64
         if order in ORDERS:
             yield order, hashes ^ (hashes >> np.uint64(29))
+
+
+def _filed(values: Hashes | NDArray[np.int64]) -> Any:
+    """The same numbers in a file, which has no name and goes when they do."""
+    if not len(values):  # nothing cannot be mapped
+        return values
+    with tempfile.TemporaryFile(prefix="isoflop-") as file:
+        values.tofile(file)
+        return np.memmap(file, dtype=values.dtype, mode="r", shape=values.shape)
 
 
 def _merged(known: Hashes, more: Hashes) -> Hashes:

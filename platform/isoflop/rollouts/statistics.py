@@ -6,6 +6,11 @@ prompt would count the noise between seeds twice, since the prompts' means alrea
 (Davison & Hinkley 1997, section 3.8). With a single prompt the seeds are all there is, and the
 interval is about that prompt only.
 
+`draw="nested"` is the hierarchical bootstrap in full: prompts are drawn, then seeds within each,
+and what would count twice is taken out before. The prompts' means are drawn together by the share
+of their variance that is the seeds' noise, and the residuals stretched to the variance that they
+stand for. It covers as often, and takes a few times as long.
+
 A few prompts give intervals that are too short by the percentile method; its levels are widened as
 Hesterberg 2015 (The American Statistician 69) proposes, so that normal data get Student's t.
 
@@ -17,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +32,7 @@ RESAMPLES = 2000
 GROUPS = 16  # at most so many parts are left out in turn; fewer would leave the error itself unsure
 
 Floats = NDArray[np.float64]
+Draw = Literal["prompts", "nested"]
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,13 @@ def mean(
     share: bool = False,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    draw: Draw = "prompts",
 ) -> Aggregate:
     """The mean of the rollouts' values with its interval by bootstrap over prompts.
 
     `values`: one per rollout, None or not finite where there is none; `prompts`: which prompt each
-    belongs to; `share`: they lie in [0, 1]. Equal arguments give equal results. Where all values
+    belongs to; `share`: they lie in [0, 1]; `draw`: prompts with their rollouts as they are, or
+    "nested", their rollouts too. Equal arguments give equal results. Where all values
     are equal, a bootstrap would claim certainty. All shares 0 or 1 get the exact binomial interval
     (Clopper & Pearson 1934), which takes the rollouts as independent; other values get none.
     """
@@ -73,8 +82,10 @@ def mean(
         return _constant(known, share)
     if count == 1:  # a prompt of its own for every rollout: the seeds are the sample
         group, count = np.arange(len(array)), len(array)
-    error, low, high = _bootstrap(array, group, count, seed, resamples)
+    nests = draw == "nested" and known.prompts > 1
+    error, low, high = (_nested if nests else _bootstrap)(array, group, count, seed, resamples)
     unit = "prompts" if known.prompts > 1 else "seeds of one prompt"
+    unit += ", then seeds" if nests else ""
     return replace(
         known, standard_error=error, low=low, high=high, estimator=f"mean, bootstrap over {unit}"
     )
@@ -94,11 +105,47 @@ def _bootstrap(
     return float(means.std(ddof=1) * math.sqrt(groups / (groups - 1))), float(low), float(high)
 
 
+def _nested(
+    values: Floats, group: NDArray[np.integer], groups: int, seed: int, resamples: int
+) -> tuple[float, float, float]:
+    """The same, drawing rollouts within drawn groups too.
+
+    The variance of the means is what both levels come to together. What of it is not noise of the
+    rollouts is that between groups, and the centres have it; the residuals have the rest.
+    """
+    sizes = np.bincount(group, minlength=groups)
+    means = np.bincount(group, weights=values, minlength=groups) / sizes
+    residuals = values - means[group]
+    within = residuals @ residuals / max(1, len(values) - groups)
+    observed, noise = float(means.var(ddof=1)), float(within * (1 / sizes).mean())
+    between = max(0.0, observed - noise)
+    middle = float(values.mean())
+    spread = math.sqrt(between / observed * groups / (groups - 1)) if observed else 0.0
+    centres = middle + spread * (means - means.mean())
+    rest = math.sqrt((observed - between) / noise) if noise else 0.0
+    residuals *= rest * np.sqrt(sizes / np.maximum(1, sizes - 1))[group]
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(groups, [1 / groups] * groups, size=resamples)
+    sums = drawn @ (centres * sizes)
+    for index in range(groups):
+        own = residuals[group == index]
+        for times in range(1, int(drawn[:, index].max()) + 1):
+            among = drawn[:, index] >= times
+            sums[among] += own[random.integers(len(own), size=(among.sum(), len(own)))].sum(axis=1)
+    found = sums / (drawn @ sizes)
+    low, high = np.quantile(found, [tail := _beyond(_student(groups - 1)), 1 - tail])
+    return float(found.std(ddof=1)), float(low), float(high)
+
+
 def _tail(groups: int) -> float:
     """The probability beyond each end of the widened percentile interval."""
+    return _beyond(math.sqrt(groups / (groups - 1)) * _student(groups - 1))
+
+
+def _beyond(deviations: float) -> float:
     from scipy.special import ndtr
 
-    return float(ndtr(-math.sqrt(groups / (groups - 1)) * _student(groups - 1)))
+    return float(ndtr(-deviations))
 
 
 def _student(freedom: int) -> float:

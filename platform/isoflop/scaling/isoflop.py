@@ -27,6 +27,7 @@ from isoflop.scaling.curves import akima, unbias
 from isoflop.scaling.interval import Array, Interval, Refusal, Wanted, compact, positive
 from isoflop.scaling.residuals import residual_draws
 
+FLOPS = "FLOPs"
 Curve = Literal["parabola", "corrected", "spline"]
 Bottoms = tuple[Array, Array, NDArray[np.bool_]]  # ln N, loss, whether inside the sizes
 FEWEST_SIZES = 4  # a parabola takes three; the fourth says how far to trust it
@@ -118,6 +119,12 @@ def minima(
         shape = _shape(curve, str(name), lopsided)
         found.append(_minimum(str(name), amount, group, size, resamples, random, shape))
     return found
+
+
+def counted(budget: str | None) -> str:
+    """What a column of budgets counts, in words."""
+    name = (budget or "").removeprefix("axis.")
+    return FLOPS if name in ("", "flops") else name.replace("_", " ")
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.scaling.interval import NATS, Array, compact, scientific
-from isoflop.scaling.isoflop import Minimum, families, finished
+from isoflop.scaling.isoflop import Minimum, counted, families, finished
 from isoflop.scaling.parametric import ParametricFit
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def isoflop_curves(
             _isoflop(ax, minimum, n, loss, shades[minimum.budget])
         ax.set(xscale="log", title=name, xlabel=f"parameters N ({_words(size)})")
         _counts(ax)
-        ax.legend(frameon=False, title="budget (FLOPs)", fontsize=8)
+        ax.legend(frameon=False, title=f"budget ({counted(budget)})", fontsize=8)
     axes[0].set_ylabel(f"held-out loss ({unit})")
     _same_height(axes)
     return figure

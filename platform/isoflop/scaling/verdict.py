@@ -10,9 +10,25 @@ from typing import Any
 import pandas as pd
 
 from isoflop.scaling.interval import NATS, Interval, Refusal, compact, scientific
-from isoflop.scaling.isoflop import Minimum, finished
+from isoflop.scaling.isoflop import FLOPS, Minimum, finished
 
 UNDECIDED = "it cannot be told"
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What losses and budgets are counted in."""
+
+    unit: str
+    budgets: str
+
+    def at(self, budget: float) -> str:
+        return f"At {scientific(budget)} {self.budgets}"
+
+    @property
+    def per(self) -> str:
+        """Of what the better family makes more."""
+        return "per FLOP" if self.budgets == FLOPS else f"at equal {self.budgets}"
 
 
 @dataclass(frozen=True)
@@ -40,14 +56,20 @@ class Verdict:
     rows: tuple[Comparison, ...]
 
 
-def verdict(table: pd.DataFrame, minima: Sequence[Minimum], *, unit: str = NATS) -> Verdict:
-    """What the minima say about every pair of families at every budget that both were given."""
+def verdict(
+    table: pd.DataFrame, minima: Sequence[Minimum], *, unit: str = NATS, budgets: str = FLOPS
+) -> Verdict:
+    """What the minima say about every pair of families at every budget that both were given.
+
+    `unit` is of the losses, `budgets` are what the minima's budgets count.
+    """
     rows = tuple(
         _compare(one, two)
         for budget in sorted({minimum.budget for minimum in minima}, reverse=True)
         for one, two in combinations([m for m in minima if m.budget == budget], 2)
     )
-    sentences = [*_runs(table), *_body(table, minima, rows, unit)]
+    words = _Words(unit, budgets)
+    sentences = [*_runs(table), *_body(table, minima, rows, words)]
     return Verdict(" ".join(sentences), rows)
 
 
@@ -85,35 +107,35 @@ def _single(run: pd.Series[Any], unit: str) -> str:
 
 
 def _body(
-    table: pd.DataFrame, minima: Sequence[Minimum], rows: Sequence[Comparison], unit: str
+    table: pd.DataFrame, minima: Sequence[Minimum], rows: Sequence[Comparison], words: _Words
 ) -> list[str]:
     if not len(finished(table)):
         return ["No run has finished, so nothing can be said yet."]
     if len(table) == 1:
-        return [_single(finished(table).iloc[0], unit)]
+        return [_single(finished(table).iloc[0], words.unit)]
     if not minima:
         return ["The study has no axis of budgets, so no minima at equal compute can be compared."]
     if not rows:
-        return [*[_alone(minimum, unit) for minimum in minima], _caution(table, minima)]
+        return [*[_alone(minimum, words) for minimum in minima], _caution(table, minima)]
     if len({minimum.family for minimum in minima}) > 2:  # too many pairs for a sentence each
-        return [*_orders(minima, rows, unit), _caution(table, minima)]
+        return [*_orders(minima, rows, words), _caution(table, minima)]
     return [
-        *_summary(rows),
-        *[_sentence(row, minima, unit) for row in rows],
+        *_summary(rows, words),
+        *[_sentence(row, minima, words) for row in rows],
         _caution(table, minima),
     ]
 
 
-def _orders(minima: Sequence[Minimum], rows: Sequence[Comparison], unit: str) -> Iterator[str]:
+def _orders(minima: Sequence[Minimum], rows: Sequence[Comparison], words: _Words) -> Iterator[str]:
     """Each budget's families in order of their loss, then which of them cannot be told apart."""
     for budget in dict.fromkeys(row.budget for row in rows):
         here = [minimum for minimum in minima if minimum.budget == budget]
         found = {m.family: m.loss.value for m in here if m.loss and m.resamples}
         order = sorted(found, key=lambda family: found[family])
-        at = f"At {scientific(budget)} FLOPs"
+        at = words.at(budget)
         if order:
             listed = ", ".join(f"{family} {found[family]:.3f}" for family in order)
-            yield f"{at} the best losses are, in {unit}: {listed}."
+            yield f"{at} the best losses are, in {words.unit}: {listed}."
         if len(order) > 1:
             yield _apart(order, [row for row in rows if row.budget == budget and row.difference])
         for minimum in here:
@@ -141,7 +163,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _summary(rows: Sequence[Comparison]) -> list[str]:
+def _summary(rows: Sequence[Comparison], words: _Words) -> list[str]:
     sentences = []
     for first, second in dict.fromkeys((row.first, row.second) for row in rows):
         pair = [row for row in rows if (row.first, row.second) == (first, second)]
@@ -150,16 +172,17 @@ def _summary(rows: Sequence[Comparison]) -> list[str]:
         of = f"of {len(pair)} budget{'s' if len(pair) > 1 else ''}"
         if not won:
             sentences.append(
-                f"Which of {first} and {second} is better per FLOP cannot be told at any budget."
+                f"Which of {first} and {second} is better {words.per} cannot be told at any budget."
             )
         for name, count in won:
             other = second if name == first else first
-            sentences.append(f"Per FLOP {name} is better than {other} at {count} {of}.")
+            per = words.per[0].upper() + words.per[1:]
+            sentences.append(f"{per} {name} is better than {other} at {count} {of}.")
     return sentences
 
 
-def _sentence(row: Comparison, minima: Sequence[Minimum], unit: str) -> str:
-    at = f"At {scientific(row.budget)} FLOPs"
+def _sentence(row: Comparison, minima: Sequence[Minimum], words: _Words) -> str:
+    at = words.at(row.budget)
     if row.difference is None or row.first_better is None:
         why = "; ".join(f"for {family}, {refusal}" for family, refusal in row.refusals)
         return f"{at} nothing can be said about {row.first} and {row.second}: {why}."
@@ -171,7 +194,7 @@ def _sentence(row: Comparison, minima: Sequence[Minimum], unit: str) -> str:
     share = row.first_better if sign < 0 else 1 - row.first_better
     end = f"{lead} is better" if row.better else f"{UNDECIDED} which is better"
     return (
-        f"{at} {lead} reaches {loss[lead].value:.3f} {unit} against {rest}'s "
+        f"{at} {lead} reaches {loss[lead].value:.3f} {words.unit} against {rest}'s "
         f"{loss[rest].value:.3f}; the difference of {sign * row.difference.value:.3f} has a 95 % "
         f"interval of {low:.3f} to {high:.3f}: {end} "
         f"({lead} leads in {_share(share)} of resamples)."
@@ -184,8 +207,8 @@ def _share(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _alone(minimum: Minimum, unit: str) -> str:
-    at = f"At {scientific(minimum.budget)} FLOPs"
+def _alone(minimum: Minimum, words: _Words) -> str:
+    at = words.at(minimum.budget)
     if isinstance(minimum.status, Refusal):
         return f"{at} {minimum.family} has no minimum to report: {minimum.status}."
     assert minimum.size and minimum.tokens and minimum.loss, "an interior minimum has its numbers"
@@ -193,7 +216,7 @@ def _alone(minimum: Minimum, unit: str) -> str:
     return (
         f"{at} {minimum.family} is best at {compact(size.value)} parameters "
         f"({compact(size.low)} to {compact(size.high)}) and {compact(minimum.tokens.value)} "
-        f"tokens, with {loss.value:.3f} {unit} ({loss.low:.3f} to {loss.high:.3f})."
+        f"tokens, with {loss.value:.3f} {words.unit} ({loss.low:.3f} to {loss.high:.3f})."
     )
 
 

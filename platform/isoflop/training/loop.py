@@ -124,8 +124,7 @@ def session(
 ) -> Session:
     """The run with its weights as they are at the start, or in the newest checkpoint."""
     torch.manual_seed(run.seed)
-    model = run.model.build()
-    parametrisation.initialise(model, run.parametrisation)
+    model = _drawn(run)
     sharded = sharding.wanted(run, ranks, means)
     model = model if sharded else model.to(ranks.device)
     optim = optimizer.build(model, run.optimizer, run.parametrisation)
@@ -136,6 +135,20 @@ def session(
     if sharded:
         model, optim = sharding.shard(model, optim, run, ranks)
     return Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
+
+
+def initial(run: Run) -> Model:
+    """The model of step 0, on the CPU: its weights follow from the seed. Random numbers of others
+    are left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        return _drawn(run)
+
+
+def _drawn(run: Run) -> Model:
+    model = run.model.build()
+    parametrisation.initialise(model, run.parametrisation)
+    return model
 
 
 class Session:

@@ -39,7 +39,7 @@ def tiny(corpus: Path, name: str = "tiny", tokens: int = 2_000, lr: float = 4e-3
             batch_tokens=128,
             optimizer=AdamW(lr=lr),
             evaluation=Evaluation(tokens=512, times=2),
-            rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2),
+            rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2, budget=1),
         )
 
     axes = grid(arch=["gpt2", "llama"], width=[4, 8, 16, 32], tokens=[tokens, 2 * tokens])

@@ -69,12 +69,14 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
 def test_lost_rows_come_back_as_they_were(done: Job, cache: Path) -> None:
     before = read(done.folder / "rollouts")
     assert set(before["spec"]) == {"", "held", "trained"} and before["m.novel_8"].notna().any()
-    last = sorted((done.folder / "rollouts").glob("step-00000020*.parquet"))
-    assert len(last) == 3
-    for path in last[:2]:
+    first, last = (
+        sorted((done.folder / "rollouts").glob(f"step-{step:08d}*.parquet")) for step in (0, 20)
+    )
+    assert len(first) == len(last) == 3
+    for path in (*first[:2], *last[:2]):
         path.unlink()
     files = backfill(done.folder, ZOO, cache)
-    assert sorted(files) == last
+    assert sorted(files) == [*first, *last]
     same(before, read(done.folder / "rollouts"))
 
 
@@ -147,7 +149,7 @@ def test_further_prompts_and_a_judge(
         main(["backfill", str(done.folder), *further, "--judge", str(done.folder)])
     assert ended.value.code == 0 and "judged by" in capsys.readouterr().out
     rows = read(done.folder / "rollouts")
-    assert (rows["spec"] == "own").sum() == 6
+    assert rows[rows["spec"] == "own"].groupby("step").size().to_dict() == {0: 6, 20: 6}
     last = rows[rows["step"] == 20]
     # Its own judge: what the rows say, in half precision and read at once instead of step by step.
     np.testing.assert_allclose(last["m.judged"], last["m.surprise"], rtol=2e-3)

@@ -96,8 +96,10 @@ def test_rollouts_are_rows_from_the_start_to_the_end(make_run: MakeRun, make_job
 
 
 def test_what_captures_cost_is_recorded(make_run: MakeRun, make_job: MakeJob) -> None:
-    """Without a budget only the ends are captured, and the others counted."""
-    job = make_job(make_run("llama", rollouts=replace(ASKED, captures=5, budget=0.0)))
+    """Without a budget only the ends are captured, where they are in any case, and the others
+    counted."""
+    asked = replace(ASKED, captures=5, budget=0.0, beyond="now")
+    job = make_job(make_run("llama", rollouts=asked))
     values = run(job)
     assert set(read(job.folder / "rollouts").step) == {0, 20}
     assert values["captures_skipped"] == 3
@@ -209,7 +211,7 @@ def test_a_killed_process_loses_nothing_before_its_last_checkpoint(
     start_jobs: Callable[[list[Job], int], list[subprocess.Popen[str]]],
 ) -> None:
     """kill -9 in the middle, then the same job again: every number as if nothing had happened."""
-    asked = replace(ASKED, captures=2, budget=0.0)
+    asked = replace(ASKED, captures=2, budget=0.0, beyond="now")
     short_run = make_run("llama", tokens=150 * 128, rollouts=asked)
     whole, killed = (make_job(short_run, folder) for folder in ("whole", "killed"))
     often = replace(

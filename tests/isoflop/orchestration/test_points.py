@@ -93,6 +93,39 @@ def test_a_study_end_to_end(
     assert {"utilisation", "system/process_memory_megabytes"} <= points[0].data.metrics.keys()
 
 
+def test_captures_that_runs_put_off_are_made_when_all_are_trained(
+    ray_cluster: Resources, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny(corpus)
+    points, within = list(study.points)[:2], ["rollouts.budget=0.02"]
+    made = Campaign.prepare(study, Machine(storage=tmp_path), points, within)
+    assert made.go() == 0
+    assert "rollouts that the budget of 2 runs put off are made now" in capsys.readouterr().out
+    table = record.table(made.chosen)
+    assert (table["capture_share"] <= 0.02).all(), "the budget is kept"
+    assert (table["captures_later"] == 2).all() and (table["captures_waiting"] == 0).all()
+    assert (table["later_seconds"] > 0).all() and table["rollout/entropy"].notna().all()
+    assert len(record.rollouts(made.chosen)) == 2 * 2 * 2 * 2
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    steps = {job.run.identity: job.run.steps for job in made.chosen}
+    for run in client.search_runs([experiment.experiment_id], "tags.`isoflop.kind` = 'run'"):
+        assert run.info.status == "FINISHED"
+        entropies = client.get_metric_history(run.info.run_id, "rollout/entropy")
+        assert [one.step for one in entropies] == [0, steps[run.data.tags["isoflop.identity"]]]
+        assert len(client.list_artifacts(run.info.run_id, "rollouts")) == 3  # and the references
+
+    ended = made.chosen[0].folder / "result.json"  # as if it had been stopped before
+    values = json.loads(ended.read_text())
+    ended.write_text(json.dumps({**values, "captures_waiting": [0]}))
+    assert made.go() == 0
+    assert "0 runs to train" in capsys.readouterr().out
+    assert json.loads(ended.read_text())["captures_waiting"] == []
+
+
 def test_a_run_that_raises_is_recorded_and_the_others_go_on(
     ray_cluster: Resources, corpus: Path, tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ def study(corpus: Path, points: Search | None = None, **settings: Any) -> Study:
             batch_tokens=128,
             optimizer=AdamW(lr=lr),
             evaluation=Evaluation(tokens=512, times=4),
-            rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2),
+            rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2, budget=1),
         )
 
     space = (

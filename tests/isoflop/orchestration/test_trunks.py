@@ -28,7 +28,7 @@ def campaign(corpus: Path, storage: Path) -> Campaign:
             optimizer=AdamW(lr=4e-3),
             schedule=Schedule(decay="wsd", warmup_steps=5, cooldown=0.2),
             evaluation=Evaluation(tokens=512, times=2),
-            rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2),
+            rollouts=Rollouts(prompts=("", "def "), seeds=2, new_tokens=8, captures=2, budget=1),
         )
 
     axes = grid(arch=["llama"], width=[8, 16], tokens=[4_000, 8_000, 16_000])

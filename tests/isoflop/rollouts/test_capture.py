@@ -293,14 +293,13 @@ def test_schedule_is_sorted_unique_and_bounded() -> None:
 
 def test_budget() -> None:
     budget = Budget(0.02)
-    assert budget.affords(spent=0, training=0, expected=99, done=0.0), "step 0 is always taken"
-    assert budget.affords(spent=50, training=1, expected=99, done=1.0), "and so is the end"
     # At a tenth of a run of 100 s, 2 s may go: 0.5 are gone, this one and the last cost as much.
-    assert budget.affords(spent=0.5, training=10, expected=0.5, done=0.1)
-    assert budget.skipped == 0
-    assert not budget.affords(spent=1.1, training=10, expected=0.5, done=0.1)
-    assert not budget.affords(spent=0.5, training=10, expected=0.5), "not by the time so far"
-    assert budget.skipped == 2
+    assert budget.affords(spent=0.5, training=10, expected=0.5, done=0.1, captures=2)
+    assert budget.affords(spent=0.5, training=10, expected=0.5, done=0.1, captures=3)
+    assert not budget.affords(spent=0.5, training=10, expected=0.5, done=0.1, captures=4)
+    assert not budget.affords(spent=1.1, training=10, expected=0.5, done=0.1, captures=2)
+    assert budget.affords(spent=1.5, training=100, expected=0.5, done=1.0)
+    assert not budget.affords(spent=1.6, training=100, expected=0.5, done=1.0), "nor at the end"
     assert not Budget(0.0).affords(spent=0, training=100, expected=0.1, done=0.5)
 
 

@@ -69,6 +69,16 @@ def test_a_table_of_metrics() -> None:
     assert few["p"].isna().all() and few["p_holm"].isna().all()
 
 
+def test_fewer_pairs_than_a_metric_declares_to_need_are_said() -> None:
+    same = {name: rows(np.ones((40, 10)), name) for name in ("loop", "length")}
+    first = same["loop"].assign(**{"m.length": 1.0})
+    table = compare(first, first, ["loop", "length"]).set_index("metric")
+    assert table["least"].to_dict() == {"loop": 400, "length": 0}
+    assert not table["few"].any(), "400 are enough"
+    table = compare(first[:-1], first, ["loop", "length"]).set_index("metric")
+    assert table["few"].to_dict() == {"loop": True, "length": False}
+
+
 def test_corrections_are_the_published_ones() -> None:
     p = [0.01, 0.04, 0.03, 0.005]
     assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # by hand, Holm's own steps

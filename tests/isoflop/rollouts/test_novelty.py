@@ -46,12 +46,18 @@ def test_copies_are_what_a_search_finds(seed: int, vocab: int, parts: int) -> No
     rng = np.random.default_rng(seed)
     rows = rng.integers(vocab, size=(6, 40))
     seen = Seen()
+    filed = Seen(part=90)  # two rows in each part
     for part in np.array_split(rows, parts):
         seen.add(part)
+        filed.add(part)
+    assert [part.tokens for part in filed.parts] == [80, 80, 80, 0]
+    assert isinstance(filed.parts[0].keys, np.memmap) and filed.tokens == seen.tokens == 240
     texts = [rng.integers(vocab, size=size) for size in (0, 3, 9, 33)]
     start = int(rng.integers(20))
     texts.append(np.concatenate([rng.integers(vocab, size=5), rows[2, start : start + 17]]))
-    for text, found in zip(texts, seen.copies(texts), strict=True):
+    for text, found, by_parts in zip(texts, seen.copies(texts), filed.copies(texts), strict=True):
+        assert by_parts.novel == found.novel and by_parts.stretches == found.stretches
+        assert longest(rows, text) >= by_parts.longest >= found.longest  # it looks at more places
         for n in ORDERS:
             assert found.novel[n] == pytest.approx(novel(rows, text, n)), n
         if vocab > 2:  # of two tokens, spans have more places than are looked at
@@ -113,3 +119,14 @@ def test_reading_follows_the_run_for_one_pass() -> None:
 
 def test_what_no_index_should_hold_is_none() -> None:
     assert Reading(Steps(windows_per_epoch=10**9)).until(10**7) is None
+
+
+def test_an_index_is_read_in_parts() -> None:
+    """As many steps at once as fill a part, whatever was read before."""
+    reading = Reading(Steps(windows_per_epoch=400), Seen(part=200))
+    for step in (0, 1, 8, 8, 31):
+        seen = reading.until(step)
+        assert seen is not None and seen.tokens == step * 80
+    assert [part.tokens for part in reading.seen.parts] == [200] * 12 + [80]
+    (found,) = reading.seen.copies([np.arange(4000, 4040)])
+    assert found.longest == 40

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from isoflop.rollouts.statistics import Aggregate, jackknife, mean
+from isoflop.rollouts.statistics import Aggregate, Draw, jackknife, mean
 
 
 def groups(prompts: int, seeds: int) -> NDArray[np.int64]:
@@ -20,16 +20,17 @@ def covers(aggregate: Aggregate, truth: float) -> bool:
     return aggregate.low <= truth <= aggregate.high
 
 
+@pytest.mark.parametrize("draw", ["prompts", "nested"])
 @pytest.mark.parametrize("prompts", [8, 24])
 @pytest.mark.parametrize("between", [0.0, 1.0])
-def test_coverage_of_means(prompts: int, between: float) -> None:
+def test_coverage_of_means(prompts: int, between: float, draw: Draw) -> None:
     """With and without differences between prompts, 4 seeds each."""
     rng = np.random.default_rng(1)
     hits, errors, values = [], [], []
     for _ in range(500):
         effect = between * rng.normal(size=(prompts, 1))
         drawn = (effect + rng.normal(size=(prompts, 4))).ravel()
-        found = mean(drawn, groups(prompts, 4), resamples=600)
+        found = mean(drawn, groups(prompts, 4), resamples=600, draw=draw)
         hits.append(covers(found, 0.0))
         errors.append(found.standard_error or 0.0)
         values.append(found.value or 0.0)
@@ -37,14 +38,15 @@ def test_coverage_of_means(prompts: int, between: float) -> None:
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.12)
 
 
-def test_coverage_of_shares() -> None:
+@pytest.mark.parametrize("draw", ["prompts", "nested"])
+def test_coverage_of_shares(draw: Draw) -> None:
     """Flags whose probability differs between prompts."""
     rng = np.random.default_rng(2)
     hits = []
     for _ in range(500):
         chance = rng.beta(2, 3, size=(16, 1))
         flags = (rng.random((16, 4)) < chance).ravel().astype(float)
-        hits.append(covers(mean(flags, groups(16, 4), share=True, resamples=600), 0.4))
+        hits.append(covers(mean(flags, groups(16, 4), share=True, resamples=600, draw=draw), 0.4))
     assert 0.92 <= np.mean(hits) <= 0.98
 
 
@@ -87,6 +89,20 @@ def test_drawing_the_seeds_again_would_count_their_noise_twice() -> None:
     true = np.std(values)
     assert np.mean(once) == pytest.approx(true, rel=0.1)
     assert np.mean(twice) > 1.25 * true
+
+
+def test_drawing_at_both_levels_agrees_with_the_prompts_where_these_are_enough() -> None:
+    rng = np.random.default_rng(10)
+    drawn = (rng.normal(size=(64, 1)) + rng.normal(size=(64, 4))).ravel()[:-2]  # one has two only
+    one, two = (
+        mean(drawn, groups(64, 4)[:-2], draw=draw, resamples=4000) for draw in ("prompts", "nested")
+    )
+    assert one.value == two.value and one.standard_error is not None
+    assert two.standard_error == pytest.approx(one.standard_error, rel=0.07)
+    assert one.low == pytest.approx(two.low, abs=0.2 * one.standard_error)
+    assert two.estimator == "mean, bootstrap over prompts, then seeds"
+    alone = mean(drawn[::4], np.arange(64), draw="nested")  # a seed for each: nothing to draw again
+    assert alone.standard_error == pytest.approx(drawn[::4].std(ddof=1) / 8, rel=0.05)
 
 
 def test_nulls_are_left_out_and_counted() -> None:

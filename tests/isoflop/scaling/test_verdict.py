@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from isoflop.scaling.isoflop import minima
+from isoflop.scaling.isoflop import counted, minima
 from isoflop.scaling.verdict import UNDECIDED, Verdict, verdict
 
 World = Callable[..., pd.DataFrame]
@@ -117,3 +117,11 @@ def test_of_one_run_its_end_is_told() -> None:
     )  # fmt: skip
     text = verdict(table, ()).text
     assert "ended at 4.5679 nats per token" in text and "90.8k parameters, 200k tokens" in text
+
+
+def test_budgets_of_tokens_are_called_tokens(world: World) -> None:
+    table = world({"gpt2": {}, "llama": {"E": 1.65}}).rename(columns={"axis.flops": "axis.tokens"})
+    found = verdict(table, minima(table, budget="axis.tokens"), budgets=counted("axis.tokens"))
+    assert "At equal tokens llama is better than gpt2 at 3 of 3 budgets." in found.text
+    assert "At 1e12 tokens llama reaches" in found.text and "FLOP" not in found.text
+    assert counted("axis.flops") == counted(None) == "FLOPs"

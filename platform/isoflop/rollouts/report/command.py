@@ -26,6 +26,11 @@ def options(rollouts: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help="two runs by words of their labels: paired differences, corrected for many metrics",
     )
+    add(
+        "--nested",
+        action="store_true",
+        help="of --compare: intervals draw prompts, then seeds (default: prompts with their seeds)",
+    )
     add("--export", type=Path, metavar="FOLDER", help="write them in the formats of verifiers")
     add(
         "--laws",
@@ -40,7 +45,8 @@ def act(chosen: argparse.Namespace) -> int:
     if chosen.compare:
         from isoflop.rollouts.report.paired import show
 
-        print(show(chosen.study, *chosen.compare))
+        one, other = chosen.compare
+        print(show(chosen.study, one, other, "nested" if chosen.nested else "prompts"))
         return 0
     if chosen.export:
         from isoflop.rollouts.report.paired import export

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from isoflop.rollouts.report import store
 from isoflop.rollouts.report.store import Written
+from isoflop.rollouts.statistics import Draw
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def show(study: Path, one: str, other: str) -> str:
+def show(study: Path, one: str, other: str, draw: Draw = "prompts") -> str:
     """The table of differences, as text: the second run less the first, pair by pair.
 
     Raises ValueError where words name no run or several, or the two share no prompt.
@@ -27,16 +28,33 @@ def show(study: Path, one: str, other: str) -> str:
     first, second = _named(study, one), _named(study, other)
     steps = [max(run.captures) for run in (first, second)]
     rows = [run.read(step).to_pandas() for run, step in zip((first, second), steps, strict=True)]
-    table = compare(rows[0], rows[1], first.metrics)
+    table = compare(rows[0], rows[1], first.metrics, draw)
     pairs = len(rows[0][KEY].merge(rows[1][KEY], on=KEY))
     if not pairs:
         raise ValueError(f"{first.label!r} and {second.label!r} were asked nothing in common")
+    drawn = "prompts, then seeds" if draw == "nested" else "prompts with their seeds"
     head = (
         f"{second.label} after step {steps[1]} less {first.label} after step {steps[0]}: {pairs} "
-        "pairs of the same prompt and seed. p by Student's t over prompts; Holm: of all at once; "
-        "BH: as a share of false alarms."
+        f"pairs of the same prompt and seed. Intervals: bootstrap over {drawn}. p by Student's t "
+        "over prompts; Holm: of all at once; BH: as a share of false alarms."
     )
-    return f"{head}\n{_table(table)}"
+    return "\n".join([head, _table(table), *_few(table)])
+
+
+def _few(table: pd.DataFrame) -> list[str]:
+    """Which declared minimum sample sizes are not reached."""
+    from isoflop.rollouts.comparing import FEWEST
+
+    said = []
+    if (table["prompts"] < FEWEST).any():
+        said.append(f"No p is given below {FEWEST} prompts.")
+    few = table[table["few"] & table["value"].notna()]
+    if len(few):
+        said.append(
+            "* fewer pairs than the metric declares to need (for a mean of held-out text to 5 %): "
+            "a difference may be there and not show."
+        )
+    return said
 
 
 def _named(study: Path, words: str) -> Written:
@@ -52,15 +70,17 @@ def _table(table: pd.DataFrame) -> str:
     numbers = ["value", "low", "high", "p", "p_holm", "p_false_discovery"]
     table[numbers] = table[numbers].astype(float)  # None where there is none
     heads = " ".join(f"{name:>8}" for name in ("p", "Holm", "BH"))
-    lines = [f"{'metric':18} {'difference':>11} {'95 % interval':>22} {heads}"]
+    counts = f"{'pairs':>6} {'needs':>6}"
+    lines = [f"{'metric':18} {'difference':>11} {'95 % interval':>22} {heads} {counts}"]
     for row in table.to_dict("records"):
         if math.isnan(row["value"]):
             continue
         known = not math.isnan(row["low"])
         ends = f"{_number(row['low'])} to {_number(row['high'])}" if known else "none: all equal"
         cells = [_number(row[name], 2) for name in ("p", "p_holm", "p_false_discovery")]
-        lines.append(f"{row['metric']:18} {_number(row['value']):>11} {ends:>22} "
-                     + " ".join(f"{cell:>8}" for cell in cells))  # fmt: skip
+        said = f"{row['metric']:18} {_number(row['value']):>11} {ends:>22} "
+        counted = f" {row['rollouts']:>6} {row['least'] or '':>6}{' *' * row['few']}"
+        lines.append(said + " ".join(f"{cell:>8}" for cell in cells) + counted)
     return "\n".join(lines)
 
 
