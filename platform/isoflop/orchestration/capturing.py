@@ -24,6 +24,7 @@ from isoflop.rollouts.prompts import resolve
 from isoflop.rollouts.rubric import of_text
 from isoflop.rollouts.statistics import Aggregate
 from isoflop.run import Rollouts, Run
+from isoflop.training import sharding
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, gather
 from isoflop.training.loop import Record, initial
@@ -164,6 +165,8 @@ class Capturing:
         self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
     ) -> Record:
         self.began = self.clock()
+        if sharding.is_sharded(model):  # ranks write unequally much; shards want equally many calls
+            model = sharding.copy(self.run, model, self.ranks)
         models = {"raw": model, "ema": averaged or model}
         if self.insists:
             kept = step in (0, self.last) or self._affords(models, step, progress, 2)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 
 from isoflop import __version__
 from isoflop.data import feed, tokenizers
@@ -56,7 +57,9 @@ from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.precision import refusal
 from isoflop.training.process import keep_to, settle
+from isoflop.training.sharding import is_sharded
 from isoflop.training.trunk import Trunk
+from models.interface import Model
 
 PRUNE = "prune"
 FINAL = (
@@ -190,8 +193,17 @@ class Begun:
             if job.mirror:
                 job.mirror.checkpoint(final)
             if self.asked:
-                models = {"raw": outcome.model, "ema": outcome.averaged or outcome.model}
+                model = self._whole(outcome, final)
+                models = {"raw": model, "ema": outcome.averaged or model}
                 write_references(job.run, job.prepared, self.asked, models)
+
+    def _whole(self, outcome: Outcome, final: Path) -> Model:
+        """What was trained, for this rank alone: of shards it has no more than its own."""
+        if not is_sharded(outcome.model):
+            return outcome.model
+        model = self.job.run.model.build()
+        load_model(model, str(final / "model.safetensors"))
+        return model.to(self.ranks.device)
 
 
 def begin(

@@ -25,6 +25,7 @@ from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import captures, recorded
 from isoflop.orchestration.job import Job
 from isoflop.rollouts.capture import schedule
+from isoflop.training import sharding
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
@@ -144,7 +145,7 @@ class Beside:
         offer: Callable[[int, dict[str, Weights], bool], object],
         finish: Callable[[], Written],
     ) -> None:
-        asked = job.run.rollouts
+        self.run, asked = job.run, job.run.rollouts
         self.steps = schedule(job.run.steps, asked.captures, asked.every)
         self.last = job.run.steps
         self.tokens = job.run.batch_tokens
@@ -154,9 +155,11 @@ class Beside:
     def __call__(
         self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
     ) -> Record:
+        began = time.perf_counter()
+        if sharding.is_sharded(model):
+            model, _ = sharding.gathered(self.run, model, None, self.ranks)
         if not self.ranks.leads:
             return {}
-        began = time.perf_counter()
         copied = {"raw": weights(model)}
         if averaged is not None:
             copied["ema"] = weights(averaged)

@@ -6,8 +6,8 @@ those of other models all at once. The loss is that of DDP, to rounding. A check
 that a single process would write: the leading rank gathers it in its machine's memory, and a run
 may go on sharded or not. Where one goes on, each rank reads it whole before it keeps its shard.
 
-Every rank must call the model equally often, so that what does not is refused: rollouts, which
-ranks share out unevenly, and the few options named in `refuse`.
+Every rank must call the model equally often. What does not, as rollouts, which ranks share out
+unevenly, is asked of a `copy` of the whole model; a few options are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from isoflop.run import AdamW, Run
 from isoflop.training import optimizer
-from isoflop.training.distributed import Ranks
+from isoflop.training.distributed import Ranks, least
 from isoflop.training.means import Means
 from isoflop.training.memory import STATE
 from models.interface import Model
@@ -56,12 +56,6 @@ def refuse(run: Run, world: int, means: Means) -> None:
         (run.ema == 0, "ema", run.ema, "0"),
         (run.precision != "float16", "precision", run.precision, "float32, bfloat16 or auto"),
         (not run.evaluation.noise_scale, "evaluation.noise_scale", True, "False"),
-        (
-            not run.rollouts.asked,
-            "rollouts",
-            "asked for",
-            "left out; `isoflop backfill` asks later",
-        ),
     ):
         if not holds:
             raise ValueError(f"{name} is {value}; for a model in shards it must be {allowed}")
@@ -116,6 +110,30 @@ def gathered(
     made = optimizer.build(whole, run.optimizer, run.parametrisation)
     made.load_state_dict({**made.state_dict(), "state": moments})
     return whole, made
+
+
+def copy(run: Run, model: Model, ranks: Ranks) -> Model:
+    """The whole model, with the weights as they are now, on every rank: on its device where all of
+    them have the room, else in their machines' memory. All ranks must call it."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    place = ranks.device if least(int(_has_room(size, ranks.device)), ranks) else "cpu"
+    devices = [ranks.device] if ranks.device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices), torch.device(place):
+        made = run.model.build()
+    with torch.no_grad():
+        own = made.state_dict()
+        for name, value in model.state_dict().items():
+            own[name].copy_(value.full_tensor() if isinstance(value, DTensor) else value)
+    return made
+
+
+def _has_room(size: int, device: str) -> bool:
+    """For so many bytes, and half as many that pass through."""
+    if not device.startswith("cuda"):
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 1.5 * size < free + unused
 
 
 def _whole(value: Any, ranks: Ranks) -> Any:

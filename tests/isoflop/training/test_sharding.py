@@ -12,13 +12,14 @@ import pytest
 from safetensors.torch import load_file
 
 from isoflop.orchestration.job import Job, execute, result
+from isoflop.rollouts.capture import read
 from isoflop.run import Evaluation, Lion, Rollouts, Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
 from isoflop.training.sharding import refuse, wanted
 from models import ZOO
 
-from .test_distributed import assert_agree, wait
+from .test_distributed import assert_agree, history, wait
 from .test_loop import tiny
 
 Start = Callable[[list[Job], int], list[subprocess.Popen[str]]]
@@ -89,15 +90,40 @@ def test_every_model_of_the_zoo_trains_in_shards(
         assert found["loss"] == pytest.approx(alone["loss"], rel=1e-3), other.folder
 
 
+@pytest.mark.slow
+def test_rollouts_of_shards_are_those_of_the_model(
+    make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
+) -> None:
+    """Before the first step to the letter, and they change no bit of the loss."""
+    asked = Rollouts(prompts=("a", "def ", "b"), seeds=2, new_tokens=8, captures=3, budget=1e6)
+    silent = replace(make_job(make_run("llama-tied"), "silent"), means=SHARDS)
+    alone = make_job(make_run("llama-tied", rollouts=asked), "alone")
+    shards = replace(alone, folder=alone.folder.with_name("shards"), means=SHARDS)
+    assert execute(alone, Ranks(), lambda records: None)["status"] == "finished"
+    wait(start_jobs([silent, shards], 2))
+    ended = result(shards.folder) or {}
+    assert (ended["status"], ended["workers"], ended["sharded"]) == ("finished", 2, True)
+    assert_agree(alone, shards)
+    one, two = (read(job.folder / "rollouts") for job in (alone, shards))
+    assert sorted(two.groupby("step").size().items()) == sorted(one.groupby("step").size().items())
+    first = [rows[rows["step"] == 0]["completion_ids"].map(list).tolist() for rows in (one, two)]
+    assert first[0] == first[1]
+    known = json.loads((shards.folder / "rollouts" / "references.json").read_text())
+    assert (
+        known.keys()
+        == json.loads((alone.folder / "rollouts" / "references.json").read_text()).keys()
+    )
+    losses = [[r.get("train/loss") for r in history(job)] for job in (silent, shards)]
+    assert losses[0] == losses[1]
+
+
 def test_what_does_not_go_with_shards_is_named(make_run: Callable[..., Run]) -> None:
-    asked = Rollouts(prompts=("a",), new_tokens=4)
     for run, means, world, said in (
         (make_run(), SHARDS, 1, "--workers is 1; for a model in shards it must be at least 2"),
         (make_run(optimizer=Lion(lr=1e-3)), SHARDS, 2, "optimizer is lion"),
         (make_run(ema=0.9), SHARDS, 2, "ema is 0.9"),
         (make_run(precision="float16"), SHARDS, 2, "precision is float16"),
         (make_run(evaluation=Evaluation(noise_scale=True)), SHARDS, 2, "noise_scale is True"),
-        (make_run(rollouts=asked), SHARDS, 2, "rollouts is asked for"),
         (make_run(), Means(shard="on", compile="on"), 2, "--compile is on"),
     ):
         with pytest.raises(ValueError, match=said):
