@@ -57,6 +57,11 @@ ALLOWED = {
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
         "progress", "report", "plan", "design", "preregister", "watching", "searching", "trunks",
+        "execution",
+    },
+    "execution": {
+        "design", "campaign", "preregister", "tracking", "trunks", "orchestration", "progress",
+        "watching", "searching", "plan", "report",
     },
     "throughput": {"design", "campaign", "data", "training", "orchestration.job", "scaling.plots"},
     "trunks": {"orchestration", "training"},

@@ -17,10 +17,7 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +31,7 @@ from isoflop.data.prepare import Prepared
 from isoflop.design import Point, Search, Study, UserError, build, user_input
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
-from isoflop.progress import Progress
+from isoflop.progress import near
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
 from isoflop.training.checkpoint import write_json
@@ -43,12 +40,11 @@ from isoflop.training.means import USUAL, Means
 from isoflop.training.precision import refusal
 from isoflop.training.process import settle
 from isoflop.training.sharding import refuse
-from isoflop.watching import NONE, Both, Fetched, Limited, Limits, Tracked, alone, stoppable
+from isoflop.watching import NONE, Limits, alone, stoppable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoflop.orchestration.sharing import Sharing
     from isoflop.plan import Device
     from isoflop.report.searched import Searched
     from isoflop.searching import Source
@@ -235,7 +231,7 @@ class Campaign:
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in sentences))
         if predicted:
             print(predicted)
-        print(f"\nreport  {_near(page)}")
+        print(f"\nreport  {near(page)}")
         if self.machine.mirror:  # the runs are there already
             self.machine.mirror.push(self.folder, lambda name: name.split("/")[0] not in LOCAL)
             print(f"kept at {self.machine.mirror.url}/{self.study.name}")
@@ -267,8 +263,10 @@ class Campaign:
         with alone(self.folder, self.machine.mirror), stoppable(self.folder / "stop"):
             source = self._source()
             left = record.unfinished(self.chosen) if source is None else source.left
-            if left or (source and source.further) or self._waiting():
-                stopped = self._train(left, source)
+            if left or (source and source.further) or self.waiting():
+                from isoflop.execution import carry_out
+
+                stopped = carry_out(self, left, source)
                 if stopped:
                     print("stopped; the same command goes on from here")
                     return 130
@@ -282,7 +280,7 @@ class Campaign:
             print(f"failed: {job.label}: {(result(job.folder) or {}).get('error')}")
         return 1 if failures else 0
 
-    def _waiting(self) -> list[Job]:
+    def waiting(self) -> list[Job]:
         """Chosen runs that have ended, and put captures off."""
         from isoflop.orchestration.later import waits
 
@@ -295,126 +293,6 @@ class Campaign:
         from isoflop.searching import Source
 
         return Source(self)
-
-    def _train(self, left: list[Job], source: Source | None = None) -> bool:
-        """Carry out the jobs with tracking and progress. True if the study was stopped."""
-        from isoflop.orchestration.cluster import cluster
-        from isoflop.orchestration.points import run_search, slots
-
-        began = time.monotonic()
-        done = len(self.chosen) - len(left)
-        tracker = tracking.Tracker(
-            self.machine.tracking_uri, self.study.name, self.machine.storage / "mlartifacts"
-        )
-        warm = ThreadPoolExecutor(1).submit(_import_report)  # while Ray's processes start
-        try:
-            with ExitStack() as stack:
-                with user_input():
-                    resources = stack.enter_context(cluster(self.machine.address))
-                    share = slots(
-                        resources, self.machine.workers, self.machine.at_once,
-                        self._sharing, [job.run for job in left],
-                    )  # fmt: skip
-                further = source.further if source else 0
-                print(
-                    f"{len(left) + further} runs to train, {share.at_once} at once "
-                    f"({done} done before)"
-                )
-                price = self.limits.price
-                bars = Progress(left, done, price=price, further=further)
-                progress = stack.enter_context(bars)
-                limited = stack.enter_context(Limited(self.limits, self.folder / "stop"))
-                watcher = Both(
-                    Fetched(self.machine.mirror),
-                    *([source] if source else []),
-                    progress,
-                    limited,
-                    Tracked(tracker, self.study),
-                )
-                if source:
-                    run_search(source, share, self.folder / "ray", watcher, self.folder / "stop")
-                    left = self.chosen
-                else:
-                    self._in_stages(left, share, watcher)
-                self._stop_missing(left, progress)
-                self._ask(share, tracker, progress)
-        finally:
-            warm.result()
-        if (self.folder / "stop").exists():
-            _close(tracker)
-            return True
-        from isoflop.plan import against_plan, spent
-
-        print(spent(self.chosen, time.monotonic() - began, self.limits.price))
-        print(against_plan(self.folder, left), end="")
-        self.report()
-        self._track_study(tracker)
-        return False
-
-    def _sharing(self) -> Sharing | None:
-        """How points share the cluster's GPUs; None where nobody knows how large these are."""
-        from isoflop.orchestration.cluster import gpu_memory
-        from isoflop.orchestration.sharing import Sharing
-
-        total = gpu_memory()
-        return Sharing.learnt(total, self.jobs) if total else None
-
-    def _in_stages(self, left: list[Job], share: Any, watcher: Both) -> None:
-        from isoflop.orchestration.points import run_points, run_search
-
-        store, stop = self.folder / "ray", self.folder / "stop"
-        for stage in preregister.stages(self, left) if self.preregister else [left] if left else []:
-            jobs = trunks.attached(stage, self.folder)
-            if any(job.trunk for job in jobs):
-                ordered = trunks.Ordered(jobs)
-                run_search(ordered, share, store, Both(ordered, watcher), stop)
-            else:
-                run_points(stage, share, store, watcher)
-            if (self.folder / "stop").exists():
-                return
-
-    def _ask(self, share: Any, tracker: tracking.Tracker, progress: Progress) -> None:
-        """Once all is trained: the captures that runs had no time for."""
-        from isoflop.orchestration.points import run_points
-
-        late = self._waiting()
-        if not late or (self.folder / "stop").exists():
-            return
-        progress.say(f"rollouts that the budget of {len(late)} runs put off are made now")
-        watcher = Both(Fetched(self.machine.mirror), Tracked(tracker, self.study))
-        run_points(late, share, self.folder / "ray", watcher)
-
-    def _stop_missing(self, left: list[Job], progress: Progress) -> None:
-        """A run that Ray gave up without a word is a failure, said aloud."""
-        from isoflop.orchestration.points import failed
-
-        if (self.folder / "stop").exists():
-            return
-        for job in left:
-            if result(job.folder) is None:
-                progress.ended(job, failed(job, "Ray ended it without a result"))
-
-    def _track_study(self, tracker: tracking.Tracker) -> None:
-        """The study as an MLflow run of its own, and the links that open everything."""
-        key = f"study:{self.study.name}"
-        tracker.start(
-            key, f"study {self.study.name}", {"runs": len(self.jobs)}, {"isoflop.kind": "study"}
-        )
-        tracker.end(
-            key, "finished", {"question": self.study.question},
-            [self.folder / "report.html", self.folder / "figures", self.folder / "runs.parquet"],
-        )  # fmt: skip
-        if _close(tracker):
-            print(f"runs    {self._links(tracker)}")
-
-    def _links(self, tracker: tracking.Tracker) -> str:
-        server = self.machine.tracking or "http://127.0.0.1:5000"
-        keys = [job.run.identity for job in self.jobs]
-        found = tracker.links(server, keys) if server.startswith("http") else {}
-        lines = [f"{name:<8}{link}" for name, link in found.items()]
-        if not self.machine.tracking:
-            lines.insert(0, f"isoflop ui {_near(self.machine.storage)}   starts MLflow for these:")
-        return "\n        ".join(lines)
 
 
 def prepared_texts(texts: set[Text], machine: Machine, quiet: bool) -> dict[Text, Prepared | Mixed]:
@@ -487,22 +365,6 @@ def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
     capture.check(run.rollouts, run.model.context)
 
 
-def _close(tracker: tracking.Tracker) -> bool:
-    """Wait for what is left to track. A store that failed is said, not raised."""
-    try:
-        tracker.close()
-    except RuntimeError as error:
-        print(f"warning: {error}; the runs and the report are complete without it")
-        return False
-    return True
-
-
-def _near(path: Path) -> Path:
-    """As short as it can be typed from here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
 def _distinct(jobs: list[Job]) -> list[Job]:
     """Overrides can make two points the same run; it is trained once."""
     return list({job.run.identity: job for job in jobs}.values())
@@ -510,8 +372,3 @@ def _distinct(jobs: list[Job]) -> list[Job]:
 
 def _status(job: Job) -> str:
     return str((result(job.folder) or {}).get("status", "missing"))
-
-
-def _import_report() -> None:
-    """The report's libraries take seconds to import."""
-    from isoflop.report import page  # noqa: F401
