@@ -141,11 +141,11 @@ def curves(jobs: Sequence[Job]) -> dict[str, pd.DataFrame]:
     """
     import pandas as pd
 
-    histories = {job.run.identity: _history(job.folder) for job in jobs}
+    histories = {job.run.identity: records(job.folder) for job in jobs}
     return {run: pd.DataFrame(history) for run, history in histories.items() if history}
 
 
-def _history(folder: Path) -> list[dict[str, float]]:
+def records(folder: Path) -> list[dict[str, float]]:
     """Of the whole run, or of an unfinished one up to its newest checkpoint that can be read: one
     may be torn, or make room for another while a running study is reported on.
     """

@@ -58,7 +58,7 @@ def histories(address: str, name: str) -> dict[str, list[Record]]:
         rows = _steps_by_client(address, name)
     found: dict[str, list[Record]] = {}
     for run, group in pd.DataFrame(rows, columns=["run", "step", "key", "value"]).groupby("run"):
-        # A step that a resumed run took again was logged twice, with the same numbers.
+        # Older stores, and those of others, may hold a step twice.
         wide = group.drop_duplicates(["step", "key"], keep="last").pivot(
             index="step", columns="key", values="value"
         )

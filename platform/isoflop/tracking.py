@@ -17,14 +17,18 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from isoflop.patience import PATIENCE, Patient
 
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
 Record = Mapping[str, float]
+Steps = dict[str, set[int]]  # of each metric, as MLflow names it
 
 BATCH = 1_000  # metrics per call: MLflow's own limit, and 40 times cheaper than one by one
 FLUSH_SECONDS = 5.0
@@ -74,7 +78,8 @@ class Tracker:
         self._queue.put(lambda writer: writer.start(key, name, params, tags))
 
     def log(self, key: str, records: list[dict[str, float]]) -> None:
-        """Records with "step" and any metrics; NaN and infinity are MLflow's to show."""
+        """Records with "step" and any metrics; NaN and infinity are MLflow's to show. What was
+        written before, of the same metric and step, is not written again."""
         self._queue.put(lambda writer: writer.log(key, records))
 
     def end(self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]) -> None:
@@ -198,6 +203,7 @@ class _Writer:
             self.experiment = str(found.experiment_id)
         self.runs = self._known()
         self.pending: dict[str, list[dict[str, float]]] = {}
+        self.written: dict[str, Steps] = {}  # of runs under way
         self.flushed = time.monotonic()
 
     def _known(self) -> dict[str, str]:
@@ -219,6 +225,8 @@ class _Writer:
 
         if key in self.runs:
             self.client.update_run(self.runs[key], status="RUNNING")
+            if key not in self.written:
+                self.written[key] = self._steps(key)
             return
         everything = {"isoflop.identity": key, **tags}
         run = self.client.create_run(self.experiment, run_name=name)
@@ -229,6 +237,14 @@ class _Writer:
             tags=[RunTag(name, value) for name, value in everything.items()],
         )
 
+    def _steps(self, key: str) -> Steps:
+        """What another driver wrote of a run: a call for each metric, once."""
+        known = self.client.get_run(self.runs[key]).data.metrics
+        return {
+            name: {point.step for point in self.client.get_metric_history(self.runs[key], name)}
+            for name in known
+        }
+
     def log(self, key: str, records: list[dict[str, float]]) -> None:
         waiting = self.pending.setdefault(key, [])
         waiting.extend(records)
@@ -236,26 +252,34 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
-        from mlflow.entities import Metric
-
         while self.pending:
             key, records = next(iter(self.pending.items()))
-            now = int(time.time() * 1000)
-            metrics = [
-                Metric(shown(name), float(record[name]), now, int(record["step"]))
-                for record in records
-                for name in sorted(record, key=lambda name: name != FIRST)
-                if name != "step"
-            ]
+            metrics = [metric for record in records for metric in self._fresh(key, record)]
             for start in range(0, len(metrics), BATCH):
                 self.client.log_batch(self.runs[key], metrics=metrics[start : start + BATCH])
             del self.pending[key]
         self.flushed = time.monotonic()
 
+    def _fresh(self, key: str, record: Mapping[str, float]) -> Iterator[Metric]:
+        """What of a record is not written yet: a run that goes on from a checkpoint takes steps
+        again."""
+        from mlflow.entities import Metric
+
+        now, step = int(time.time() * 1000), int(record["step"])
+        written = self.written.setdefault(key, {})
+        for name in sorted(record.keys(), key=lambda name: name != FIRST):
+            if name == "step":
+                continue
+            steps = written.setdefault(shown(name), set())
+            if step not in steps:
+                steps.add(step)
+                yield Metric(shown(name), float(record[name]), now, step)
+
     def end(self, key: str, status: str, summary: Mapping[str, Any], artifacts: list[Path]) -> None:
         from mlflow.entities import Metric, RunTag
 
         self.flush()
+        self.written.pop(key, None)
         run, now = self.runs[key], int(time.time() * 1000)
         numbers = {k: float(v) for k, v in summary.items() if isinstance(v, int | float)}
         texts = {k: v for k, v in summary.items() if isinstance(v, str)}

@@ -81,6 +81,8 @@ class Tracked:
         files = [job.folder / name for name in names]
         if result.get("error"):
             summary["error"] = result["error"]
+        # Its last second was told to nobody where a process was killed and went on.
+        self.tracker.log(job.run.identity, record.records(job.folder))
         self.tracker.end(job.run.identity, result["status"], summary, files)
 
 

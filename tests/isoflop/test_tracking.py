@@ -66,14 +66,22 @@ def test_a_run_with_its_curve_summary_and_files(store: str, tmp_path: Path) -> N
 
 
 def test_a_run_that_goes_on_is_reopened_by_another_process(store: str, tmp_path: Path) -> None:
+    """And holds each record once, whatever is told again."""
+    from mlflow.tracking import MlflowClient
+
     for steps in ((0, 1), (1, 2)):  # step 1 is repeated from a checkpoint
         tracker = Tracker(store, "again", tmp_path)
         tracker.start("b2", "run", {"width": 8}, {})
         tracker.log("b2", records(*steps))
+        tracker.log("b2", [{"step": 1, "rollout/distinct_2": 0.5}])  # of an earlier step
         tracker.close()
     (run,) = runs(store, "again")
     assert run.info.status == "RUNNING"
     assert run.data.metrics["loss/training"] == 3.0
+    client = MlflowClient(store)
+    for name, steps in (("loss/training", (0, 1, 2)), ("rollout/distinct_2", (1,))):
+        curve = client.get_metric_history(run.info.run_id, name)
+        assert tuple(point.step for point in curve) == steps
 
 
 def test_failures_and_stops_are_shown_as_such(store: str, tmp_path: Path) -> None:

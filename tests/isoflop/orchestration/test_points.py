@@ -3,21 +3,24 @@
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from isoflop import record
+from isoflop import record, tracked
 from isoflop.benchmarks.orchestration import trainers
 from isoflop.campaign import Campaign, Machine
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, result
 from isoflop.orchestration.points import Slots, run_points, slots
+from isoflop.tracking import Tracker
 from isoflop.training.loop import Record
-from isoflop.watching import Limits
+from isoflop.watching import Both, Limits, Tracked
 
 from .conftest import tiny
 
@@ -176,16 +179,29 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    run_points([job], TWO, tmp_path / "ray", heard)
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "killed", tmp_path / "artifacts")
+    run_points([job], TWO, tmp_path / "ray", Both(heard, Tracked(tracker, made.study)))
     thread.join(timeout=10)
+    tracker.close()
     assert killed, "a trial was killed while it trained"
     ended = result(job.folder) or {}
     assert ended["status"] == "finished" and ended["process"] not in killed
     history = json.loads((job.folder / "history.json").read_text())
     steps = [r["step"] for r in history]
     assert steps == sorted(set(steps)), "no step is recorded twice"
-    # What it had told nobody yet, of the last second, went with it.
     assert [r["step"] for r in heard.records].count(0) <= 1, "it did not begin anew"
+    # What the process had told nobody yet, of its last second, is tracked all the same.
+    table = tracked.histories(f"sqlite:///{tmp_path / 'mlflow.db'}", "killed")
+    evaluated = [r["step"] for r in history if "val/loss" in r]
+    assert [r["step"] for r in table[job.run.identity] if "val/loss" in r] == evaluated
+    assert _curve(tmp_path / "mlflow.db", "tokens") == steps
+
+
+def _curve(database: Path, metric: str) -> list[int]:
+    """The steps that MLflow holds of the only run's metric, as often as it holds them."""
+    query = "SELECT step FROM metrics WHERE key = ? ORDER BY step"
+    with closing(sqlite3.connect(database)) as store:
+        return [step for (step,) in store.execute(query, (metric,))]
 
 
 def _often() -> object:
