@@ -34,7 +34,7 @@ SLOWEST = 2.5  # seconds of a step that is still tried
 ALL = 2**31  # rows: a batch is measured whole, or not at all
 COLUMNS = {
     "tokens": "tokens", "milliseconds": "ms a step", "tokens_per_second": "tokens/s",
-    "flops_per_second": "FLOP/s", "utilisation": "utilisation", "peak_bytes": "memory", "note": "",
+    "flops_per_second": "FLOP/s", "of_product": "of a large product", "peak_bytes": "memory", "note": "",
 }  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def label(axes: Mapping[str, Any]) -> str:
 def _line(speed: Speed) -> str:
     if speed.note:
         return f"{speed.rows:>5} rows  {speed.note}"
-    told = ("milliseconds", "tokens_per_second", "utilisation", "peak_bytes")
+    told = ("milliseconds", "tokens_per_second", "of_product", "peak_bytes")
     return f"{speed.rows:>5} rows" + "".join(f"{shown(k, getattr(speed, k)):>16}" for k in told)
 
 
@@ -228,8 +228,8 @@ def shown(name: str, value: Any) -> str:
         return ""
     if name == "peak_bytes":
         return f"{value / 2**20:,.0f} MiB"
-    if name == "utilisation":
-        return f"{value:.0%}"
+    if name == "of_product":
+        return f"{value:.0%} of product"
     if name == "milliseconds":
         return f"{value:,.1f} ms"
     if name == "tokens_per_second":

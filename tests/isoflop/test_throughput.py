@@ -52,7 +52,7 @@ def test_the_command(
     assert table["rows"].tolist() == [1, 2, 4, 0]
     known = table[table["precision"] == "float32"]
     assert (known["tokens_per_second"] > 0).all() and (known["tokens"] == 32 * known["rows"]).all()
-    assert known["utilisation"].between(0, 1.5).all()
+    assert known["of_product"].between(0, 1.5).all()
     expected = known["tokens_per_second"] * known["flops_per_second"].iloc[0]
     assert (expected / known["tokens_per_second"].iloc[0]).tolist() == pytest.approx(
         known["flops_per_second"].tolist(), rel=1e-6
@@ -143,5 +143,5 @@ def test_a_gpu_is_measured_by_precision_and_compiled(
     throughput.main(study(text_folder), ["--storage", str(tmp_path), "--seconds", "0.2"])
     table = pd.read_csv(tmp_path / "fast" / "throughput.csv")
     assert len(table) == 2 * 3 * 2 and (table["peak_bytes"] > 0).all()
-    assert table["utilisation"].between(0, 1).all()
+    assert table["of_product"].between(0, 1).all()
     assert product_speed("cuda", "float16") > product_speed("cuda", "float32")

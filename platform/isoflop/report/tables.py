@@ -131,8 +131,14 @@ def run_rows(table: pd.DataFrame) -> dict[str, Any]:
         }
         for row in table.to_dict("records")
     ]
-    heads = [c.removeprefix("axis.").replace("params_", "N ").replace("_", " ") for c in columns]
+    heads = [_head(column) for column in columns]
     return {"heads": heads, "rows": rows}
+
+
+def _head(column: str) -> str:
+    if column == "utilisation":  # of its data sheet's, where that is known
+        return "of the device's peak"
+    return column.removeprefix("axis.").replace("params_", "N ").replace("_", " ")
 
 
 def text(value: object) -> str:

@@ -27,7 +27,7 @@ from isoflop.training.profiling import Batches, Steps
 
 WARM = 2
 BLOCKS = 3  # timed apart; the middle one counts
-LARGE = {"cpu": 1024, "cuda": 8192}  # the side of the matrices that utilisation compares with
+LARGE = {"cpu": 1024, "cuda": 8192}  # the side of the matrices of one large product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Speed:
     milliseconds: float | None = None  # a step
     tokens_per_second: float | None = None
     flops_per_second: float | None = None
-    utilisation: float | None = None
+    of_product: float | None = None  # of what one large product reaches here
     peak_bytes: int | None = None
     note: str = ""
 
@@ -77,7 +77,7 @@ def _measured(run: Run, batches: Batches, device: str, means: Means, seconds: fl
         milliseconds=1000 * step,
         tokens_per_second=run.batch_tokens / step,
         flops_per_second=flops,
-        utilisation=flops / product_speed(device, run.precision),
+        of_product=flops / product_speed(device, run.precision),
         peak_bytes=peak(),
     )
 
