@@ -42,11 +42,11 @@ ALLOWED = {
     "progress": {"orchestration.job", "training"},
     "report": {"scaling", "rollouts", "space"},
     "plan": {
-        "run", "data.rows", "objectives", "training", "orchestration.job", "progress",
-        "models.interface",
+        "run", "data.rows", "objectives", "training", "orchestration.job",
+        "orchestration.staffing", "progress", "models.interface",
     },
-    "preregister": {"orchestration.job", "plan", "record", "scaling", "campaign", "design",
-                    "report.analysis"},
+    "preregister": {"orchestration.job", "orchestration.staffing", "plan", "record", "scaling",
+                    "campaign", "design", "report.analysis"},
     "planning": {
         "run", "targets", "data.rows", "data.tokenizers", "objectives", "training", "plan",
         "design", "scaling",

@@ -45,7 +45,7 @@ from isoflop.watching import NONE, Limits, alone, stoppable
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoflop.plan import Device
+    from isoflop.plan import Device, Workers
     from isoflop.report.searched import Searched
     from isoflop.searching import Source
 
@@ -67,7 +67,7 @@ class Machine:
     mirror: Mirror | None = None  # of the storage, where it is a URL
     tracking: str | None = None
     address: str | None = None
-    workers: int = 1
+    workers: Workers = None  # of each run
     at_once: int | None = None
     beside: bool = False  # rollouts are captured by processes of their own
     means: Means = USUAL  # how each worker computes
@@ -75,7 +75,7 @@ class Machine:
     def __post_init__(self) -> None:
         for name in ("workers", "at_once"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
     @staticmethod
@@ -83,7 +83,9 @@ class Machine:
         """With its results in a folder, or at a URL. Raises UserError."""
         with user_input():
             mirror = Mirror.of(str(storage)) if is_url(str(storage)) else None
-        return Machine(storage=mirror.local if mirror else Path(storage), mirror=mirror, **others)
+        # Absolute, since workers do not stand where the command was typed.
+        here = mirror.local if mirror else Path(storage).absolute()
+        return Machine(storage=here, mirror=mirror, **others)
 
     def fetch(self, study: str) -> None:
         """What other machines have recorded of a study."""
@@ -151,7 +153,7 @@ class Campaign:
         saved = trunks.steps_saved(trunks.attached(left, self.folder))
         seconds = show(
             self.chosen, left, self.machine.workers, self.machine.at_once, price, shared=saved,
-            device=self.device,
+            device=self.device, means=self.machine.means,
         )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / PLAN, seconds)
@@ -349,14 +351,15 @@ def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
                     f"the {need} of one window; use more text or a smaller model.context"
                 )
     feed.check(run, prepared)
-    if run.rows % machine.workers:
+    workers = machine.workers if isinstance(machine.workers, int) else 1
+    if run.rows % workers:
         raise ValueError(
-            f"a batch of {run.rows} rows cannot be shared equally by {machine.workers} workers; "
+            f"a batch of {run.rows} rows cannot be shared equally by {workers} workers; "
             "choose --workers or batch_tokens so that it can"
         )
     if machine.means.shard == "on":
-        refuse(run, machine.workers, machine.means)
-    rows, share = machine.means.micro_batch, run.rows // machine.workers
+        refuse(run, 2 if machine.workers == "auto" else workers, machine.means)
+    rows, share = machine.means.micro_batch, run.rows // workers
     if run.objective.contrast and rows is not None and rows < share:
         raise ValueError(
             f"--micro-batch is {rows}, but objective.contrast compares all {share} rows of a "

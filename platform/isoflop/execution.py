@@ -6,8 +6,10 @@ cluster -> slots -> points (in stages), heard by: the search, the table, limits,
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isoflop import preregister, tracking, trunks
@@ -18,8 +20,10 @@ from isoflop.watching import Both, Fetched, Limited, Tracked
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
+    from isoflop.orchestration.cluster import Resources
     from isoflop.orchestration.points import Slots
     from isoflop.orchestration.sharing import Sharing
+    from isoflop.orchestration.staffing import Place
     from isoflop.searching import Source
 
 
@@ -52,19 +56,16 @@ def _on_a_cluster(
     campaign: Campaign, left: list[Job], source: Source | None, tracker: tracking.Tracker
 ) -> None:
     from isoflop.orchestration.cluster import cluster
-    from isoflop.orchestration.points import run_search, slots
+    from isoflop.orchestration.points import run_search
 
     machine, stop = campaign.machine, campaign.folder / "stop"
     done = len(campaign.chosen) - len(left)
     with ExitStack() as stack:
         with user_input():
             resources = stack.enter_context(cluster(machine.address))
-            share = slots(
-                resources, machine.workers, machine.at_once, lambda: _sharing(campaign),
-                [job.run for job in left],
-            )  # fmt: skip
+            places = Places.of(campaign, left, source, resources)
         further = source.further if source else 0
-        print(f"{len(left) + further} runs to train, {share.at_once} at once ({done} done before)")
+        print(f"{len(left) + further} runs to train, {places} ({done} done before)")
         bars = Progress(left, done, price=campaign.limits.price, further=further)
         progress = stack.enter_context(bars)
         limited = stack.enter_context(Limited(campaign.limits, stop))
@@ -76,24 +77,99 @@ def _on_a_cluster(
             Tracked(tracker, campaign.study),
         )
         if source:
-            run_search(source, share, campaign.folder / "ray", watcher, stop)
+            run_search(source, places.first, campaign.folder / "ray", watcher, stop)
             left = campaign.chosen
         else:
-            _in_stages(campaign, left, share, watcher)
+            _in_stages(campaign, left, places, watcher)
         _stop_missing(campaign, left, progress)
         _ask(campaign, share, tracker, progress)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where each run trains: with how many workers, and on which slots these are."""
+
+    workers: dict[str, int]  # of a run, by its identity
+    slots: dict[int, Slots]  # by the workers of a run
+
+    @staticmethod
+    def of(
+        campaign: Campaign, left: list[Job], source: Source | None, resources: Resources
+    ) -> Places:
+        """Raises ValueError for what does not fit."""
+        from isoflop.orchestration.cluster import gpu
+        from isoflop.orchestration.points import slots
+        from isoflop.orchestration.staffing import Place, staffed
+        from isoflop.plan import alone, assumed
+
+        card = (
+            gpu() if resources.gpus > 1 and not isinstance(campaign.machine.workers, int) else None
+        )
+        place = Place(units=resources.gpus or resources.cpus, memory=card.memory if card else 0)
+        number = _alike(campaign, left, source, place, resources.gpus)
+        if number is not None:
+            workers = {job.run.identity: number for job in left}
+        else:
+            runs = {job.run.identity: job.run for job in left}
+            seconds = alone(left, assumed(card.name) if card else None)
+            staff = staffed(runs, seconds, place, campaign.machine.means)
+            workers = {name: own.workers for name, own in staff.items()}
+        numbers = sorted(set(workers.values()) or {number or 1}, reverse=True)
+        found = {
+            n: slots(
+                resources, n, campaign.machine.at_once, lambda: _sharing(campaign),
+                [job.run for job in left if workers[job.run.identity] == n],
+            )
+            for n in numbers
+        }  # fmt: skip
+        return Places(workers=workers, slots=found)
+
+    @property
+    def first(self) -> Slots:
+        """For runs that are given out one by one: all of them have as many workers."""
+        return next(iter(self.slots.values()))
+
+    def stages(self, jobs: list[Job]) -> Iterator[tuple[list[Job], Slots]]:
+        """Those with most workers first."""
+        for number, slots in self.slots.items():
+            part = [job for job in jobs if self.workers[job.run.identity] == number]
+            if part:
+                yield part, slots
+
+    def __str__(self) -> str:
+        return ", then ".join(
+            f"{slots.at_once} at once" + (f" with {n} workers each" if n > 1 else "")
+            for n, slots in self.slots.items()
+        )
+
+
+def _alike(
+    campaign: Campaign, left: list[Job], source: Source | None, place: Place, gpus: int
+) -> int | None:
+    """The workers of every run, where they all have as many; None where sizes decide."""
+    workers, means = campaign.machine.workers, campaign.machine.means
+    if isinstance(workers, int):
+        return workers
+    if workers is None and gpus < 2:
+        return 1
+    if source or any(job.trunk for job in trunks.attached(left, campaign.folder)):
+        # Given out one by one, in an order that sizes do not make: all have what the largest needs.
+        from isoflop.searching import possible
+
+        return max(place.fewest(job.run, means) for job in left or possible(campaign, 4))
+    return None
+
+
 def _sharing(campaign: Campaign) -> Sharing | None:
     """How points share the cluster's GPUs; None where nobody knows how large these are."""
-    from isoflop.orchestration.cluster import gpu_memory
+    from isoflop.orchestration.cluster import gpu
     from isoflop.orchestration.sharing import Sharing
 
-    total = gpu_memory()
-    return Sharing.learnt(total, campaign.jobs) if total else None
+    card = gpu()
+    return Sharing.learnt(card.memory, campaign.jobs) if card else None
 
 
-def _in_stages(campaign: Campaign, left: list[Job], share: Slots, watcher: Both) -> None:
+def _in_stages(campaign: Campaign, left: list[Job], places: Places, watcher: Both) -> None:
     from isoflop.orchestration.points import run_points, run_search
 
     store, stop = campaign.folder / "ray", campaign.folder / "stop"
@@ -102,9 +178,11 @@ def _in_stages(campaign: Campaign, left: list[Job], share: Slots, watcher: Both)
         jobs = trunks.attached(stage, campaign.folder)
         if any(job.trunk for job in jobs):
             ordered = trunks.Ordered(jobs)
-            run_search(ordered, share, store, Both(ordered, watcher), stop)
+            run_search(ordered, places.first, store, Both(ordered, watcher), stop)
         else:
-            run_points(stage, share, store, watcher)
+            for part, slots in places.stages(stage):
+                if not stop.exists():
+                    run_points(part, slots, store, watcher)
         if stop.exists():
             return
 

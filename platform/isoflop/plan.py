@@ -6,7 +6,6 @@ a named GPU from its peak and the share of it that is hoped for.
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import os
@@ -14,15 +13,18 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from isoflop import objectives
 from isoflop.data.rows import sample
 from isoflop.orchestration.job import Job, result
+from isoflop.orchestration.staffing import Place, Staff, makespan, staffed, wall
 from isoflop.progress import duration
 from isoflop.run import Run, short
 from isoflop.training import optimizer
 from isoflop.training.distributed import Ranks
-from isoflop.training.peak import SHEETS, listed
+from isoflop.training.means import USUAL, Means
+from isoflop.training.peak import SHEETS, capacity, listed
 from isoflop.training.process import settle
 from isoflop.training.step import update
 from models.interface import Config
@@ -31,7 +33,9 @@ PLAN = "plan.json"  # in a study's folder: the seconds that `--plan` gave each r
 HOPED = (
     0.35  # of a named GPU's peak: what a model of some 100 M parameters reaches, small ones less
 )
+UNKNOWN = 1e14  # FLOPs a second of a GPU without a data sheet
 SHORT_STEP = 2e-3  # seconds: about what a GPU needs to be told of a step, however small
+Workers = int | Literal["auto"] | None  # of each run; None: "auto" where there are several GPUs
 LARGEST_STEP = 2e11  # FLOPs of a step worth trying out here; larger models are extrapolated
 
 
@@ -61,6 +65,11 @@ class Device:
             raise ValueError(f"--on {self.name}: no GPU of that name is known; known are {known}")
         return peak * self.share
 
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        return capacity(self.name) or 0
+
     def __str__(self) -> str:
         return f"{self.name} at {self.share:.0%} of its peak"
 
@@ -68,13 +77,14 @@ class Device:
 def show(
     jobs: list[Job],
     left: list[Job],
-    workers: int,
+    workers: Workers,
     at_once: int | None,
     price: float | None = None,
     *,
     summary: bool = True,
     shared: Mapping[str, int] | None = None,
     device: Device | None = None,
+    means: Means = USUAL,
 ) -> dict[str, float]:
     """Print the table of `jobs` and the cost of those that are `left`, in dollars too if there is a
     `price` per hour of this machine, or of GPUs of the kind that `device` names. `shared`: steps
@@ -84,10 +94,8 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    if device is None:
-        rates = throughput(job.run for job in jobs)
-    else:
-        rates = {job.run.model: device.flops for job in jobs}
+    predicted = alone(jobs, device.flops if device else None)
+    if device:
         quick = [job.label for job in jobs if _step_flops(job.run) / device.flops < SHORT_STEP]
         if quick:
             print(
@@ -96,11 +104,13 @@ def show(
             )
     shared = shared or {}
     own = {job.run.identity: 1 - shared.get(job.run.identity, 0) / job.run.steps for job in jobs}
-    seconds = {job.run.identity: own[job.run.identity] * _seconds(job.run, rates) for job in jobs}
+    seconds = {name: own[name] * predicted[name] for name in own}
     waiting = {job.run.identity for job in left}
+    staff = by_size(left, seconds, workers, at_once, device, means)
     table = Table(box=None, pad_edge=False)
     table.add_column("point")
-    for name in ("parameters", "tokens", "epochs", "steps", "rate", "FLOPs", "time", ""):
+    known = ("parameters", "tokens", "epochs", "steps", "rate", "FLOPs", "time")
+    for name in (*known, *(["workers"] if staff else []), ""):
         table.add_column(name, justify="right")
     for job in jobs:
         run, name = job.run, job.run.identity
@@ -113,26 +123,82 @@ def show(
             short(run.optimizer.lr),
             short(float(run.training_flops)),
             duration(seconds[name]),
+            *([str(staff.get(name, ""))] if staff else []),
             "" if name in waiting else "finished",
         )
     Console(width=max(100, Console().width)).print(table)
+    if any(own.why for own in staff.values()):
+        print("several workers: one GPU has no memory for it, or others would wait for its length")
     if not summary:
         return seconds
-    at_once, where = slots(workers, at_once, device)
-    wall = makespan([seconds[name] for name in waiting], at_once) / workers
+    took, where = _wall(seconds, waiting, staff, workers, at_once, device)
     total = sum(own[job.run.identity] * float(job.run.training_flops) for job in left)
     if shared:
-        alone = sum(float(job.run.training_flops) for job in left)
+        whole = sum(float(job.run.training_flops) for job in left)
         print(
             f"{len(shared)} runs cool down from a longer run's checkpoint: that saves "
-            f"{short(alone - total)} of {short(alone)} FLOPs ({1 - total / alone:.0%})."
+            f"{short(whole - total)} of {short(whole)} FLOPs ({1 - total / whole:.0%})."
         )
-    cost = "" if price is None else f" and {wall / 3600 * price:.2f} dollars"
+    cost = "" if price is None else f" and {took / 3600 * price:.2f} dollars"
     print(
-        f"{len(left)} of {len(jobs)} runs to train: {short(total)} FLOPs, about {duration(wall)}"
-        f"{cost} with {at_once} at once on {where}. Nothing has been started."
+        f"{len(left)} of {len(jobs)} runs to train: {short(total)} FLOPs, about {duration(took)}"
+        f"{cost} with {where}. Nothing has been started."
     )
     return seconds
+
+
+def assumed(gpu: str) -> float:
+    """FLOPs a second of training on a GPU that its driver calls so; only how runs compare matters
+    where nobody knows the card."""
+    return HOPED * (listed(gpu) or UNKNOWN)
+
+
+def alone(jobs: Iterable[Job], flops: float | None = None) -> dict[str, float]:
+    """Seconds of each job with one worker, by identity: at so many FLOPs a second, or as measured
+    here."""
+    runs = {job.run.identity: job.run for job in jobs}
+    if flops is None:
+        rates = throughput(runs.values())
+    else:
+        rates = {run.model: flops for run in runs.values()}
+    return {name: _seconds(run, rates) for name, run in runs.items()}
+
+
+def by_size(
+    left: list[Job],
+    seconds: Mapping[str, float],
+    workers: Workers,
+    at_once: int | None,
+    device: Device | None,
+    means: Means,
+) -> dict[str, Staff]:
+    """The workers of each run and why; empty where their number is settled, as on one GPU, or on
+    processors if nobody asks. Raises ValueError for a run that nothing can hold."""
+    units = (at_once or 1) if device else (os.cpu_count() or 1)
+    if isinstance(workers, int) or (workers is None and (device is None or units == 1)):
+        return {}
+    place = Place(units=units, memory=device.memory if device else 0)
+    return staffed({job.run.identity: job.run for job in left}, seconds, place, means)
+
+
+def _wall(
+    seconds: Mapping[str, float],
+    waiting: set[str],
+    staff: Mapping[str, Staff],
+    workers: Workers,
+    at_once: int | None,
+    device: Device | None,
+) -> tuple[float, str]:
+    """Until all that is waited for has ended, and on what."""
+    if staff:
+        units = (at_once or 1) if device else (os.cpu_count() or 1)
+        numbers = {name: own.workers for name, own in staff.items()}
+        on = f"{units} {device}" if device else "this machine's processors"
+        return wall(numbers, seconds, units), f"workers by their size on {on}"
+    each = workers if isinstance(workers, int) else 1
+    count, where = slots(each, at_once, device)
+    took = makespan([seconds[name] for name in waiting], count) / each
+    return took, f"{count} at once on {where}"
 
 
 def slots(workers: int, at_once: int | None, device: Device | None) -> tuple[int, str]:
@@ -159,14 +225,6 @@ def throughput(runs: Iterable[Run]) -> dict[Config, float]:
             rate = _measure(run)
         rates[run.model] = rate
     return rates
-
-
-def makespan(seconds: list[float], slots: int) -> float:
-    """Wall time of jobs that start biggest first on the slot that is free first."""
-    free = [0.0] * slots
-    for length in sorted(seconds, reverse=True):
-        heapq.heappush(free, heapq.heappop(free) + length)
-    return max(free)
 
 
 def _step_flops(run: Run) -> float:

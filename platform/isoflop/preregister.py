@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from isoflop import record
 from isoflop.orchestration.job import Job
-from isoflop.plan import makespan
+from isoflop.orchestration.staffing import makespan
 from isoflop.scaling import register
 from isoflop.scaling.files import put
 from isoflop.scaling.holdout import APART

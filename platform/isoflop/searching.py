@@ -234,13 +234,14 @@ def plan(campaign: Campaign) -> None:
     print(f"{asked} trials have been chosen; for the {left} others, points like these:\n")
     examples = possible(campaign, max(1, min(left, SHOWN)))
     machine, price = campaign.machine, campaign.limits.price
+    workers = machine.workers if isinstance(machine.workers, int) else 1
     seconds = show(
-        examples, examples, machine.workers, machine.at_once, summary=False, device=campaign.device
+        examples, examples, workers, machine.at_once, summary=False, device=campaign.device
     )
     total = sum(seconds.values()) / len(seconds) * left
     flops = sum(float(job.run.training_flops) for job in examples) / len(examples) * left
-    at_once, where = slots(machine.workers, machine.at_once, campaign.device)
-    wall = total / at_once / machine.workers
+    at_once, where = slots(workers, machine.at_once, campaign.device)
+    wall = total / at_once / workers
     cost = "" if price is None else f", {wall / 3600 * price:.2f} dollars"
     less = ", less what pruning saves" if search.settings.pruning else ""
     print(

@@ -35,6 +35,7 @@ from isoflop.space import Pruning, choice, integer, log, uniform
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
+    from isoflop.plan import Workers
 
 
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
@@ -195,8 +196,9 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--address", metavar="ADDR", help="Ray cluster to join (default: a local one)"
     )
     where.add_argument(
-        "--workers", type=int, default=1, metavar="N",
-        help="processes per run; more than 1 trains with Ray Train (default: 1)",
+        "--workers", type=_workers, metavar="N",
+        help="processes per run; more than 1 trains with Ray Train; auto: by a run's size, what is "
+        "left to do, and the memory of a GPU (default: auto where there are several GPUs, else 1)",
     )  # fmt: skip
     where.add_argument(
         "--at-once", type=int, metavar="N", help="runs side by side (default: all cores or GPUs)"
@@ -238,6 +240,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     where.add_argument("--debug", action="store_true", help="tracebacks instead of one-line errors")
     return text
+
+
+def _workers(text: str) -> Workers:
+    return "auto" if text == "auto" else int(text)
 
 
 def _next_options(add: argparse._ArgumentGroup) -> None:

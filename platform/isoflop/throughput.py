@@ -34,7 +34,8 @@ SLOWEST = 2.5  # seconds of a step that is still tried
 ALL = 2**31  # rows: a batch is measured whole, or not at all
 COLUMNS = {
     "tokens": "tokens", "milliseconds": "ms a step", "tokens_per_second": "tokens/s",
-    "flops_per_second": "FLOP/s", "of_product": "of a large product", "peak_bytes": "memory", "note": "",
+    "flops_per_second": "FLOP/s", "of_product": "of a large product",
+    "peak_bytes": "memory", "note": "",
 }  # fmt: skip
 
 

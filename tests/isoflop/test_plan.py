@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from isoflop import plan
 from isoflop.orchestration.job import Job
-from isoflop.plan import PLAN, Device, against_plan, makespan, said_and_took, show, throughput
+from isoflop.orchestration.staffing import makespan
+from isoflop.plan import PLAN, Device, against_plan, said_and_took, show, throughput
 from isoflop.progress import duration
 from isoflop.run import Run, short
+from isoflop.training import peak
 
 MakeRun = Callable[..., Run]
 MakeJob = Callable[..., Job]
@@ -106,6 +108,28 @@ def test_a_named_gpu_is_planned_for_without_measuring(
     shown = capsys.readouterr().out
     assert "with 1 at once on 2 H100 at 50% of its peak" in shown
     assert "1 of 1 points have steps of less than 2 ms there" in shown
+
+
+def test_workers_by_size_stand_in_the_plan(
+    make_run: MakeRun, make_job: MakeJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On several GPUs, where nobody settles their number: with the reason, of what is left."""
+    done, *left = [make_job(make_run(seed=seed), str(seed), seed=seed) for seed in range(4)]
+    long = make_job(make_run(tokens=2560 * 10**6), "long", seed=9)
+    device = Device.parse("L4:1e-5")
+    show([done, *left, long], [*left, long], None, 4, device=device)
+    lines = {line.split()[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["seed=9"] == ["4,", "length"]
+    assert [lines[f"seed={n}"][-1] for n in (1, 2, 3)] == ["1", "1", "1"]
+    assert lines["seed=0"][-1] == "finished"
+    for workers, at_once in ((2, 4), (None, 1)):
+        show([long], [long], workers, at_once, device=device)
+        assert "workers" not in capsys.readouterr().out.splitlines()[0]
+
+
+def test_every_listed_gpu_has_a_memory() -> None:
+    assert peak.GIGABYTES.keys() == peak.SHEETS.keys()
+    assert peak.capacity("NVIDIA H100 80GB HBM3") == 80 * 10**9 and peak.capacity("G1") is None
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -408,3 +408,11 @@ def test_a_signal_asks_to_stop_and_a_second_ends(
     assert not stop.exists()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert "stopping" in capsys.readouterr().err
+
+
+def test_a_storage_is_where_the_command_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers stand elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    assert Machine.at("results").storage == tmp_path / "results"

@@ -25,6 +25,14 @@ class Resources:
     gpus: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU of a cluster."""
+
+    name: str  # as its driver says
+    memory: int  # bytes
+
+
 ASK_SECONDS = 120.0  # for a process on a GPU's node to start and import torch
 GONE_SECONDS = 60.0  # for Ray to see that a node is gone
 
@@ -90,19 +98,21 @@ def _resources() -> Resources:
     return Resources(cpus=int(found.get("CPU", 0)), gpus=int(found.get("GPU", 0)))
 
 
-def gpu_memory() -> int:
-    """Bytes of one GPU of the cluster that is joined; they are taken to be alike. 0: unknown."""
+def gpu() -> Gpu | None:
+    """One of the cluster that is joined; they are taken to be alike. None: nobody knows."""
     import ray
 
-    def ask() -> int:
+    def ask() -> Gpu | None:
         import torch
 
         if not torch.cuda.is_available():
-            return 0
-        return int(torch.cuda.get_device_properties(0).total_memory)
+            return None
+        found = torch.cuda.get_device_properties(0)
+        return Gpu(name=found.name, memory=int(found.total_memory))
 
     asked = ray.remote(num_cpus=0, num_gpus=0.01)(ask).remote()
-    return int(ray.get(asked, timeout=ASK_SECONDS))
+    answer: Gpu | None = ray.get(asked, timeout=ASK_SECONDS)
+    return answer
 
 
 def left(gpu: bool) -> int:

@@ -35,6 +35,25 @@ SHEETS = {  # the first whose words all stand in the device's name
     "RTX 4090": 165 * TERA,
     "RTX 3090": 71 * TERA,
 }
+GIGABYTES = {  # of memory, by the same names; of cards that come with more, those with less
+    "B200": 180,
+    "H200 NVL": 141,
+    "H200": 141,
+    "GH200": 96,
+    "H100 PCIe": 80,
+    "H100 NVL": 94,
+    "H100": 80,
+    "A100": 40,
+    "L40S": 48,
+    "L40": 48,
+    "L4": 24,
+    "A10G": 24,
+    "A10": 24,
+    "RTX 6000 Ada": 48,
+    "RTX A6000": 48,
+    "RTX 4090": 24,
+    "RTX 3090": 24,
+}
 SIDES = {"cpu": 512, "cuda": 4096}  # of the products that are timed
 TRIES = 5
 
@@ -42,11 +61,19 @@ TRIES = 5
 def listed(name: str) -> float | None:
     """By the data sheet of a GPU, named as people or as its driver do ("H100", "NVIDIA H100 80GB
     HBM3"); None of one that is not known."""
+    known = _known(name)
+    return SHEETS[known] if known else None
+
+
+def capacity(name: str) -> int | None:
+    """Bytes of memory, by the data sheet of a GPU; None of one that is not known."""
+    known = _known(name)
+    return GIGABYTES[known] * 10**9 if known else None
+
+
+def _known(name: str) -> str | None:
     words = name.upper().replace("-", " ").split()
-    for known, flops in SHEETS.items():
-        if all(word in words for word in known.upper().split()):
-            return flops
-    return None
+    return next((k for k in SHEETS if all(word in words for word in k.upper().split())), None)
 
 
 @cache
