@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,4 +160,3 @@ def test_a_long_point_is_shared_and_short_ones_follow(
     ended = {job.axes["width"]: result(job.folder) or {} for job in made.jobs}
     assert {width: values["workers"] for width, values in ended.items()} == {4: 1, 8: 1, 64: 2}
     assert {values["status"] for values in ended.values()} == {"finished"}
-    assert "auto" not in json.dumps([job.run.as_json() for job in made.jobs])
