@@ -21,8 +21,8 @@ from isoflop.watching import Both, Fetched, Limited, Tracked
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
     from isoflop.orchestration.cluster import Resources
-    from isoflop.orchestration.points import Slots
     from isoflop.orchestration.sharing import Sharing
+    from isoflop.orchestration.slots import Slots
     from isoflop.orchestration.staffing import Place
     from isoflop.searching import Source
 
@@ -98,7 +98,7 @@ class Places:
     ) -> Places:
         """Raises ValueError for what does not fit."""
         from isoflop.orchestration.cluster import gpu
-        from isoflop.orchestration.points import slots
+        from isoflop.orchestration.slots import slots
         from isoflop.orchestration.staffing import Place, staffed
         from isoflop.plan import alone, assumed
 
@@ -201,7 +201,7 @@ def _ask(campaign: Campaign, share: Slots, tracker: tracking.Tracker, progress: 
 
 def _stop_missing(campaign: Campaign, left: list[Job], progress: Progress) -> None:
     """A run that Ray gave up without a word is a failure, said aloud."""
-    from isoflop.orchestration.points import failed
+    from isoflop.orchestration.trials import failed
 
     if (campaign.folder / "stop").exists():
         return

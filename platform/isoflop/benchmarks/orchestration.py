@@ -28,7 +28,8 @@ from isoflop.benchmarks.contestants import base, campaign
 from isoflop.campaign import Machine
 from isoflop.orchestration.cluster import Resources, cluster
 from isoflop.orchestration.job import Job
-from isoflop.orchestration.points import run_points, slots
+from isoflop.orchestration.points import run_points
+from isoflop.orchestration.slots import slots
 from isoflop.plan import throughput
 from isoflop.run import Checkpoints, Run
 from isoflop.training.loop import Record

@@ -27,7 +27,7 @@ from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 
 if TYPE_CHECKING:
-    from isoflop.orchestration.points import Slots
+    from isoflop.orchestration.slots import Slots
 
 NEWS_SECONDS = 1.0  # between two looks at a group's records, and whether it lives
 CLOSING_SECONDS = 60.0  # for the processes of a group that is not wanted any more

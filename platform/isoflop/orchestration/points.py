@@ -18,24 +18,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from isoflop.orchestration.cluster import Resources, left
-from isoflop.orchestration.groups import Kept
-from isoflop.orchestration.job import Job, conclude
-from isoflop.orchestration.scribe import beside
-from isoflop.orchestration.sharing import POINTS, Sharing
-from isoflop.orchestration.together import execute_together, packs
-from isoflop.run import Run
-from isoflop.training.distributed import Ranks
+from isoflop.orchestration.job import Job
+from isoflop.orchestration.slots import Slots
+from isoflop.orchestration.together import packs
+from isoflop.orchestration.trials import RESTARTS, failed, group_trial, train_here
 from isoflop.training.loop import Record
-from isoflop.training.micro import free
 
-RESTARTS = 3  # of one run whose process died
-REPORT_SECONDS = 1.0  # a report makes the trial wait for Tune's loop, so not every record at once
 GRACE_SECONDS = 20.0  # for running points to write a checkpoint when the study is stopped
 
 
@@ -53,69 +45,6 @@ class Waiting:
 
 WAIT = Waiting()
 Source = Callable[[], "Job | Waiting | None"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slots:
-    """How many points run at once, and what each gets."""
-
-    workers: int  # processes of one run
-    at_once: int
-    gpu: bool
-    sharing: Sharing | None = None  # where small points may share a GPU
-    gpus: int = field(default=1, compare=False)
-
-    def bundle_of(self, jobs: Sequence[Job]) -> dict[str, float]:
-        """What Ray reserves for a run of one worker, or for runs that train as one: these have a
-        GPU for themselves."""
-        if not self.sharing or len(jobs) > 1:
-            return self.bundle
-        return {"CPU": 1, "GPU": 1 / self.sharing.points(jobs[0].run)}
-
-    def placed(self, jobs: list[Job]) -> list[Job]:
-        """The jobs of a trial, told what they may take."""
-        if not self.sharing or len(jobs) > 1:
-            return jobs
-        (job,) = jobs
-        return [replace(job, means=replace(job.means, gpu=self.sharing.share(job.run)))]
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """What Ray reserves for one worker."""
-        return {"CPU": 1, "GPU": 1} if self.gpu else {"CPU": 1}
-
-
-def slots(
-    resources: Resources,
-    workers: int,
-    at_once: int | None,
-    sharing: Callable[[], Sharing | None] = lambda: None,
-    runs: Sequence[Run] = (),
-) -> Slots:
-    """As many points at once as fit. `sharing` is asked where the points of a GPU may be several,
-    `runs` are those to come. Raises ValueError if not even one fits."""
-    gpu = resources.gpus > 0
-    units = resources.gpus if gpu else resources.cpus
-    kind = "GPUs" if gpu else "cores"
-    if workers > units:
-        raise ValueError(f"--workers {workers} needs {workers} {kind}; the cluster has {units}")
-    if not gpu or workers > 1 or (at_once or resources.cpus) <= units:
-        return Slots(
-            workers=workers,
-            at_once=min(at_once or units, units // workers),
-            gpu=gpu,
-            gpus=resources.gpus,
-        )
-    shared = sharing()
-    most = max((shared.points(run) for run in runs), default=POINTS[0]) if shared else 1
-    places = min(resources.cpus, most * units)
-    return Slots(
-        workers=1,
-        at_once=min(at_once or places, places),
-        gpu=True,
-        sharing=shared,
-        gpus=resources.gpus,
-    )
 
 
 def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> None:
@@ -191,14 +120,14 @@ def _fit(
 
     if slots.workers == 1:
         trial = tune.with_resources(
-            tune.with_parameters(_train_here, jobs=jobs), _reserved(jobs, slots)
+            tune.with_parameters(train_here, jobs=jobs), _reserved(jobs, slots)
         )
     else:
         # Zero CPUs: the trial only waits for its workers, and reserving a core for it would leave
         # too few for them, which Ray Train would retry for ever. The node resource makes it valid.
         bundle = {"CPU": 0, "node:__internal_head__": 0.001}
         arguments = {"jobs": jobs, "slots": slots, "store": store}
-        trial = tune.with_resources(tune.with_parameters(_group_trial(), **arguments), bundle)
+        trial = tune.with_resources(tune.with_parameters(group_trial(), **arguments), bundle)
     listener, stopper = _observers(jobs, watcher, stop_file)
     tune.Tuner(
         trial,
@@ -244,126 +173,6 @@ def _tune_environment() -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
     }.items():
         os.environ.setdefault(name, value)
-
-
-def _train_here(config: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
-    """The trial of runs with one worker: trains in this very process."""
-    import torch
-    from ray import tune
-
-    pack = config.get("jobs") or jobs[config["run"]]
-    if pack[0].stop_file.exists():
-        _tell({}, [(job, {"status": "stopped"}) for job in pack])
-        return
-    ranks = Ranks(device="cuda" if torch.cuda.is_available() else "cpu")
-    report = _Buffered(lambda records: tune.report({"records": records}))
-    values = execute_together(pack, ranks, report, beside)
-    free(ranks.device)  # others may share the GPU while this process waits for its next point
-    _tell(report.take(), list(zip(pack, values, strict=True)))
-
-
-def _tell(records: dict[str, list[Record]], results: list[tuple[Job, dict[str, Any]]]) -> None:
-    """Whose records and results they are is said by identity."""
-    from ray import tune
-
-    named = {job.run.identity: values for job, values in results}
-    tune.report({"records": records, "results": named})
-
-
-def _group_trial() -> Any:
-    """The trial of a run with several workers: a group that outlives it does the work. A class,
-    since Tune tells those when their process is to end: the group must be gone before."""
-    from ray import tune
-
-    class GroupTrial(tune.Trainable):  # type: ignore[misc]
-        def setup(
-            self, config: dict[str, Any], jobs: dict[str, list[Job]], slots: Slots, store: Path
-        ) -> None:
-            self.jobs, self.slots, self.kept = jobs, slots, Kept(store)
-            self.reset_config(config)
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            (job,) = new_config.get("jobs") or self.jobs[new_config["run"]]
-            self.work = Work(job, self.slots, self.kept)
-            return True
-
-        def step(self) -> dict[str, Any]:
-            records, values = self.work.look()
-            name = self.work.job.run.identity
-            told = {"records": {name: records}}
-            return told if values is None else {**told, "results": {name: values}, "done": True}
-
-        def cleanup(self) -> None:
-            self.kept.close()
-
-    return GroupTrial
-
-
-class Work:
-    """A run that a kept group carries out.
-
-    A group that dies is replaced, and goes on from the run's checkpoint: with as many workers, or
-    with as many as the machines that are left can hold. The global batch stays, shared by fewer.
-    """
-
-    def __init__(self, job: Job, slots: Slots, kept: Kept) -> None:
-        self.job, self.slots, self.kept = job, slots, kept
-        self.number: int | None = None  # of the job, in its group
-        self.deaths = 0
-        if kept.group is None or kept.group.slots.workers < slots.workers:
-            self._shrink()  # machines may have gone, also before this process was started
-
-    def look(self) -> tuple[list[Record], dict[str, Any] | None]:
-        """What was recorded in the last second, and the result if it has ended."""
-        from ray import train
-
-        if self.number is None and self.job.stop_file.exists():
-            return [], {"status": "stopped"}
-        try:
-            group = self.kept.group_of(self.slots)
-            if self.number is None:
-                self.number = group.put(self.job)
-            return group.news(self.number)
-        except train.TrainingFailedError as error:
-            self.kept.close()
-            self.number, self.deaths = None, self.deaths + 1
-            if self.deaths > RESTARTS:
-                return [], failed(self.job, f"{type(error).__name__}: {error}")
-            self._shrink()
-            return [], None
-
-    def _shrink(self) -> None:
-        rows, units = self.job.run.rows, left(self.slots.gpu)
-        self.slots = replace(self.slots, workers=fitting(rows, self.slots.workers, units))
-
-
-def fitting(rows: int, workers: int, units: int) -> int:
-    """The most workers, at most as many as before, that `units` cores or GPUs hold and that can
-    share a batch of `rows` equally; 1 if nothing is left, since a node may come back."""
-    return max(n for n in range(1, workers + 1) if n == 1 or (n <= units and rows % n == 0))
-
-
-class _Buffered:
-    """Passes records on at most once per `REPORT_SECONDS`, by the identity of their run."""
-
-    def __init__(self, send: Callable[[dict[str, list[Record]]], None]) -> None:
-        self.send, self.sent = send, time.monotonic()
-        self.waiting: dict[str, list[Record]] = {}
-
-    def __call__(self, job: Job, records: list[Record]) -> None:
-        self.waiting.setdefault(job.run.identity, []).extend(records)
-        if time.monotonic() - self.sent >= REPORT_SECONDS:
-            self.send(self.take())
-
-    def take(self) -> dict[str, list[Record]]:
-        taken, self.waiting, self.sent = self.waiting, {}, time.monotonic()
-        return taken
-
-
-def failed(job: Job, error: str) -> dict[str, Any]:
-    """Write down that a job's processes died too often, and return that result."""
-    values = {"status": "failed", "error": error.splitlines()[0][:500], "traceback": error}
-    return conclude(job, values)
 
 
 def _observers(jobs: dict[str, list[Job]], watcher: Watcher, stop_file: Path) -> tuple[Any, Any]:

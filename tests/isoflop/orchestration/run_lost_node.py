@@ -20,7 +20,8 @@ from ray.cluster_utils import Cluster
 from isoflop.campaign import Campaign, Machine
 from isoflop.orchestration.cluster import cluster
 from isoflop.orchestration.job import Job
-from isoflop.orchestration.points import run_points, slots
+from isoflop.orchestration.points import run_points
+from isoflop.orchestration.slots import slots
 from isoflop.run import Checkpoints
 from isoflop.training.loop import Record
 

@@ -17,7 +17,7 @@ import pytest
 
 from isoflop import record
 from isoflop.orchestration.job import Job, execute, result
-from isoflop.orchestration.points import fitting
+from isoflop.orchestration.trials import fitting
 from isoflop.run import AdamW, Checkpoints, Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record

@@ -18,7 +18,8 @@ from isoflop.benchmarks.orchestration import titled
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.groups import Post
 from isoflop.orchestration.job import Job, result
-from isoflop.orchestration.points import Slots, run_points, slots
+from isoflop.orchestration.points import run_points
+from isoflop.orchestration.slots import Slots, slots
 from isoflop.run import Checkpoints, Run
 
 from .test_points import Heard, campaign

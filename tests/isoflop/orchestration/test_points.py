@@ -17,7 +17,8 @@ from isoflop.benchmarks.orchestration import trainers
 from isoflop.campaign import Campaign, Machine
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, result
-from isoflop.orchestration.points import Slots, run_points, slots
+from isoflop.orchestration.points import run_points
+from isoflop.orchestration.slots import Slots, slots
 from isoflop.tracking import Tracker
 from isoflop.training.loop import Record
 from isoflop.watching import Both, Limits, Tracked

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoflop.orchestration import points, sharing
+from isoflop.orchestration import sharing
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, execute
-from isoflop.orchestration.points import slots
 from isoflop.orchestration.sharing import CONTEXT, WHOLE, Sharing, shape
+from isoflop.orchestration.slots import Slots, slots
 from isoflop.run import AdamW, Run
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
@@ -98,10 +98,10 @@ def test_slots(make_run: MakeRun, make_job: Callable[..., Job]) -> None:
 
 def test_a_job_is_told_its_share(make_run: MakeRun, make_job: Callable[..., Job]) -> None:
     job = replace(make_job(make_run("llama")), means=Means(micro_batch=2))
-    made = points.Slots(workers=1, at_once=8, gpu=True, sharing=Sharing(H100))
+    made = Slots(workers=1, at_once=8, gpu=True, sharing=Sharing(H100))
     (placed,) = made.placed([job])
     assert placed.means.micro_batch == 2 and 0.1 < placed.means.gpu < 0.125
-    assert points.Slots(workers=1, at_once=1, gpu=True).placed([job]) == [job]
+    assert Slots(workers=1, at_once=1, gpu=True).placed([job]) == [job]
     assert execute(placed, Ranks(), lambda records: None)["peak_bytes"] is None, "of a processor"
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, execute, result
-from isoflop.orchestration.points import Slots, run_points
+from isoflop.orchestration.points import run_points
+from isoflop.orchestration.slots import Slots
 from isoflop.orchestration.together import execute_together, packs
 from isoflop.run import AdamW, Run
 from isoflop.training.distributed import Ranks
