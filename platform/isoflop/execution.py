@@ -77,7 +77,8 @@ def _on_a_cluster(
             Tracked(tracker, campaign.study),
         )
         if source:
-            run_search(source, places.first, campaign.folder / "ray", watcher, stop)
+            store = campaign.folder / "ray"
+            run_search(source, places.first, store, watcher, stop, source.together)
             left = campaign.chosen
         else:
             _in_stages(campaign, left, places, watcher)

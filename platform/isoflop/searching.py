@@ -62,6 +62,12 @@ class Source:
         """Runs that are still to be chosen."""
         return max(0, most(self.search.space, self.search.settings) - self.searching.asked)
 
+    def together(self) -> int:
+        """Runs that may be chosen at once, to train as one: as many as the user settles, or a
+        quarter of what is left, so that the later ones learn from them."""
+        asked = self.campaign.machine.means.together
+        return asked or max(1, (len(self.left) + self.further) // 4)
+
     def __call__(self) -> Job | None:
         """The next run; None where the search has had its trials."""
         if self.left:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isoflop.orchestration.job import FINAL, Job, result
-from isoflop.orchestration.points import WAIT, Waiting
+from isoflop.orchestration.together import WAIT, Waiting
 from isoflop.training.optimizer import warmup_end
 from isoflop.training.trunk import Trunk, leaves, stem
 

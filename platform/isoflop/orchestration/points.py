@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from isoflop.orchestration.job import Job
 from isoflop.orchestration.slots import Slots
-from isoflop.orchestration.together import packs
+from isoflop.orchestration.together import Packing, Source, Waiting, packs
 from isoflop.orchestration.trials import RESTARTS, failed, group_trial, train_here
 from isoflop.training.loop import Record
 
@@ -37,14 +37,6 @@ class Watcher(Protocol):
     def started(self, job: Job) -> None: ...
     def progressed(self, job: Job, records: list[Record]) -> None: ...
     def ended(self, job: Job, result: dict[str, Any]) -> None: ...
-
-
-class Waiting:
-    """What a source gives while it has no job to give yet."""
-
-
-WAIT = Waiting()
-Source = Callable[[], "Job | Waiting | None"]
 
 
 def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> None:
@@ -65,26 +57,33 @@ def run_points(jobs: list[Job], slots: Slots, store: Path, watcher: Watcher) -> 
 
 
 def run_search(
-    source: Source, slots: Slots, store: Path, watcher: Watcher, stop_file: Path
+    source: Source,
+    slots: Slots,
+    store: Path,
+    watcher: Watcher,
+    stop_file: Path,
+    together: Callable[[], int] = lambda: 1,
 ) -> None:
     """Carry out what `source` gives, one job whenever there is room for one, until it gives None or
     the stop file has appeared. What the watcher hears of an ended job comes before the next ask. It
-    may give `WAIT` while a job is under way."""
+    may give `WAIT` while a job is under way. So many of one shape as `together` says share a trial
+    (see `Packing`)."""
     _tune_environment()
     jobs: dict[str, list[Job]] = {}
+    alike = (lambda: 1) if slots.workers > 1 else together
+    packing = Packing(source, alike, gpu=slots.gpu)
 
-    def ask() -> Job | Waiting | None:
-        job = source()
-        if isinstance(job, Job):
-            jobs[job.run.identity] = slots.placed([job])
-            (job,) = jobs[job.run.identity]
-        return job
+    def ask() -> list[Job] | Waiting | None:
+        pack = packing()
+        if isinstance(pack, list):
+            pack = jobs[pack[0].run.identity] = slots.placed(pack)
+        return pack
 
     search = {"search_alg": _searcher(ask), "num_samples": -1}
     _fit(jobs, slots, store, watcher, stop_file, {"tune": search})
 
 
-def _searcher(ask: Source) -> Any:
+def _searcher(ask: Callable[[], list[Job] | Waiting | None]) -> Any:
     """What Tune asks for the next trial. It learns nothing through Tune, whose copies of results
     have no place for several aims; the watcher tells (see `searches`)."""
     from ray.tune.search import Searcher
@@ -94,11 +93,13 @@ def _searcher(ask: Source) -> Any:
             return Searcher, ()
 
         def suggest(self, trial_id: str) -> Any:
-            job = ask()
-            if isinstance(job, Waiting):
+            pack = ask()
+            if isinstance(pack, Waiting):
                 return None
-            # With the job itself: the processes were started before it was known.
-            return Searcher.FINISHED if job is None else {"run": job.run.identity, "jobs": [job]}
+            if pack is None:
+                return Searcher.FINISHED
+            # With the jobs themselves: the processes were started before they were known.
+            return {"run": pack[0].run.identity, "jobs": pack}
 
         def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None: ...
         def save(self, checkpoint_path: str) -> None: ...

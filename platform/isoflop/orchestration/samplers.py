@@ -66,7 +66,10 @@ def sampler(space: Space, settings: Settings, done: int) -> optuna.samplers.Base
     )
     match settings.sampler:
         case "tpe":
-            return samplers.TPESampler(seed=seed, n_startup_trials=first, constraints_func=bounds)
+            # Trials under way count as bad ones: else those asked for meanwhile lie beside them.
+            return samplers.TPESampler(
+                seed=seed, n_startup_trials=first, constraints_func=bounds, constant_liar=True
+            )
         case "gp":
             return samplers.GPSampler(
                 seed=seed, n_startup_trials=first, constraints_func=bounds,

@@ -67,6 +67,39 @@ def _most(job: Job, gpu: bool) -> int:
     return max(1, min(MOST, ROOM // memory(job.run).needed))
 
 
+class Waiting:
+    """What a source gives while it has no job to give yet."""
+
+
+WAIT = Waiting()
+Source = Callable[[], "Job | Waiting | None"]
+
+
+class Packing:
+    """What a source gives one by one, together where it belongs so. Never more at once than
+    `allowed` says, who knows what a source learns from one job for the next."""
+
+    def __init__(self, source: Source, allowed: Callable[[], int], *, gpu: bool) -> None:
+        self.source, self.allowed, self.gpu = source, allowed, gpu
+        self.held: Job | None = None  # given, and of another shape than the pack before it
+
+    def __call__(self) -> list[Job] | Waiting | None:
+        most = self.allowed()
+        first, self.held = self.held or self.source(), None
+        if not isinstance(first, Job):
+            return first
+        pack = [first]
+        while len(pack) < min(most, _most(first, self.gpu)) and _key(first, self.gpu)[0]:
+            job = self.source()
+            if not isinstance(job, Job):
+                break
+            if _key(job, self.gpu) != _key(first, self.gpu):
+                self.held = job
+                break
+            pack.append(job)
+        return pack
+
+
 def execute_together(
     jobs: list[Job],
     ranks: Ranks,

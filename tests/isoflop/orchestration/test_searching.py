@@ -24,6 +24,7 @@ from isoflop.run import AdamW, Evaluation, Rollouts, Run, Text
 from isoflop.searching import Source, findings
 from isoflop.space import Pruning, choice, integer, log
 from isoflop.training.distributed import Ranks
+from isoflop.training.means import Means
 from models import GPT2Config, LlamaConfig
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own warnings are not ours
@@ -115,6 +116,21 @@ def test_another_search_of_the_folder_knows_its_runs(corpus: Path, tmp_path: Pat
     assert source.further == 1
     tried = source.searching.findings().tried
     assert {one.run for one in tried} == {job.run.identity for job in known}
+
+
+@pytest.mark.slow
+def test_points_of_one_shape_are_chosen_and_trained_together(
+    ray_cluster: Resources, corpus: Path, tmp_path: Path
+) -> None:
+    space = search(arch="gpt2", lr=log(1e-4, 1e-1), heads=None, tokens=4_000)
+    made = campaign(corpus, tmp_path, points=space, sampler="tpe", trials=5)
+    machine = replace(made.machine, at_once=1, means=Means(together=3))
+    assert replace(made, machine=machine).go() == 0
+    found = [result(job.folder) or {} for job in campaign(corpus, tmp_path, points=space).jobs]
+    assert sorted(values.get("together", 1) for values in found) == [2, 2, 3, 3, 3]
+    tried = findings(made).tried
+    assert {one.status for one in tried} == {"finished"} and len(tried) == 5
+    assert len({one.point["lr"] for one in tried}) == 5
 
 
 @pytest.mark.slow

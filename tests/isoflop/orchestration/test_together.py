@@ -13,7 +13,7 @@ from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.orchestration.points import run_points
 from isoflop.orchestration.slots import Slots
-from isoflop.orchestration.together import execute_together, packs
+from isoflop.orchestration.together import WAIT, Packing, execute_together, packs
 from isoflop.run import AdamW, Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
@@ -53,6 +53,20 @@ def test_by_default_on_a_gpu_only(make_run: MakeRun, make_job: MakeJob) -> None:
     assert [len(pack) for pack in packs(jobs, at_once=1, gpu=False)] == [1] * 9
     assert sorted(len(pack) for pack in packs(jobs, at_once=1, gpu=True)) == [1, 8]
     assert {len(pack) for pack in packs(jobs, at_once=3, gpu=True)} == {3}
+
+
+def test_what_comes_one_by_one_is_put_together(make_run: MakeRun, make_job: MakeJob) -> None:
+    """As many as are allowed at the time; what has another shape is kept for the next."""
+    alike = rates(make_run, make_job, 6, means=THREE)
+    other = replace(make_job(make_run(tokens=50 * 128), "other"), means=THREE)
+    given = iter([*alike[:2], other, *alike[2:4], WAIT, *alike[4:], None, None])
+    allowed = iter([3, 3, 3, 1, 3, 3])
+    packing = Packing(lambda: next(given), lambda: next(allowed), gpu=False)
+    assert packing() == alike[:2]
+    assert packing() == [other], "of another shape"
+    assert packing() == alike[2:4], "while the next is waited for"
+    assert packing() == alike[4:5] and packing() == alike[5:]
+    assert packing() is None
 
 
 def test_each_leaves_what_it_leaves_alone(make_run: MakeRun, make_job: MakeJob) -> None:

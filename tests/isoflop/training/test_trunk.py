@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from isoflop.orchestration.job import Job, execute, result
-from isoflop.orchestration.points import WAIT
+from isoflop.orchestration.together import WAIT
 from isoflop.run import Evaluation, Rollouts, Run, Schedule
 from isoflop.training.distributed import Ranks
 from isoflop.training.optimizer import cooldown_start, learning_rate
