@@ -257,7 +257,7 @@ class Campaign:
         from isoflop.report.searched import Searched
         from isoflop.searching import findings
 
-        return Searched(findings(self), record.table(self.jobs))
+        return Searched(findings(self), record.table(self.jobs), record.references(self.jobs))
 
     def go(self) -> int:
         """Train what has no result yet, then report. Returns the exit status."""

@@ -108,8 +108,10 @@ CAPTIONS = {
     "search": "Every trial that ended, in the order in which they were chosen; best so far. "
     "Hollow: a constraint is not kept. Crosses at the edge: ended early, or without a value.",
     "pareto": "Every trial by two of the aims at a time. Filled and joined: no other trial is "
-    "better in one aim and as good in all others. Hollow: a constraint is not kept.",
-    "axes": "The same trials over each axis. Darker points were chosen later.",
+    "better in one aim and as good in all others. Hollow: a constraint is not kept. Dashed: what "
+    "held-out text has.",
+    "axes": "The same trials over each axis. Darker points were chosen later. Dashed: what "
+    "held-out text has.",
     "importance": "The share of each aim's spread over the trials that an axis explains, alone and "
     "with others, by a random forest (functional ANOVA, Hutter et al. 2014). Of few trials, or of "
     "those that a sampler gathered in one corner, it is a rough guide.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +21,26 @@ SHOWN = 10  # trials of the page's table
 MOST_AXES = 8  # panels over axes, for each aim
 TELLING = 0.2  # an axis that explains less of an aim is not spoken of
 WORDS = {"val/loss": "held-out loss", "val/bits_per_byte": "held-out bits per byte"}
+HELD: dict[str, Any] = {  # the lines at what held-out text has
+    "color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1, "label": "held-out text",
+}  # fmt: skip
 UNITS = {"val/loss": " nats per token", "flops": " FLOPs", "seconds": " s"}
 
 
 class Searched:
     """The findings of a search with its run table, as the report shows them."""
 
-    def __init__(self, found: Findings, table: pd.DataFrame) -> None:
+    def __init__(
+        self,
+        found: Findings,
+        table: pd.DataFrame,
+        references: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """`references`: what rollout metrics are of held-out text, by the run beside which they
+        were measured."""
         self.found, self.table = found, table
         self.aims = found.settings.aims
+        self.held = [_held(aim, references or {}) for aim in self.aims]
         self.ended = [one for one in found.tried if one.status == "finished"]
         self.labels = dict(zip(table["run"], table["label"], strict=True)) if len(table) else {}
         self.free = {k: v for k, v in found.space.items() if isinstance(v, Distribution)}
@@ -55,7 +67,16 @@ class Searched:
             bounds = ", ".join(self.found.settings.constraints)
             return f"None of the {len(self.ended)} trials that finished keeps {bounds}."
         said = self._front() if self.several else self._winner()
-        return " ".join([said, *self._edges(), *self._importance(), *self._early()])
+        return " ".join([said, *self._text(), *self._edges(), *self._importance(), *self._early()])
+
+    def _text(self) -> list[str]:
+        """What to choose by from a front."""
+        known = [
+            f"{name(aim)} {text(value)}"
+            for aim, value in zip(self.aims, self.held, strict=True)
+            if value is not None
+        ]
+        return [f"Held-out text has {', '.join(known)}."] if known else []
 
     def _winner(self) -> str:
         best, aim = self.best[0], self.aims[0]
@@ -265,9 +286,14 @@ class Searched:
         for ax, ((index, aim), (axis, spec)) in zip(axes, pairs, strict=True):
             self._over_axis(ax, index, axis, spec)
             ax.set(xlabel=axis, ylabel=name(aim))
+            value = self.held[index]
+            if value is not None:
+                ax.axhline(value, **HELD)
         return figure
 
     def _over_axis(self, ax: Axes, index: int, axis: str, spec: Distribution) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         chosen = [one for one in self.ended if one.point[axis] is not None]
         x = [one.point[axis] for one in chosen]
         if isinstance(spec, Choice):  # in the order in which they were given, tried or not
@@ -289,6 +315,8 @@ class Searched:
         )
         if isinstance(spec, Numbers) and spec.log:
             ax.set_xscale("log")
+        elif isinstance(spec, Numbers) and spec.whole:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _scaled(ax.set_yscale, y)
 
     def _shares(self) -> Figure | None:
@@ -340,8 +368,26 @@ class Searched:
             ax.set(xlabel=name(self.aims[first]), ylabel=name(self.aims[second]))
             for setter, index in ((ax.set_xscale, first), (ax.set_yscale, second)):
                 _scaled(setter, np.array([one.values[index] for one in self.ended]))
-            ax.legend(frameon=False)
+            for line_at, value in ((ax.axvline, self.held[first]), (ax.axhline, self.held[second])):
+                if value is not None:
+                    line_at(value, **HELD)
+            _legend(ax)
         return figure
+
+
+def _held(aim: Aim, references: Mapping[str, Mapping[str, float]]) -> float | None:
+    """The metric of held-out text: the middle of what stands beside the runs. None of an aim that
+    is a distance from it."""
+    known = references.get(aim.metric)
+    if aim.towards == "reference" or not known:
+        return None
+    return float(np.median(list(known.values())))
+
+
+def _legend(ax: Axes) -> None:
+    """Each kind of mark once."""
+    marks = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.legend(list(marks.values()), list(marks), frameon=False)
 
 
 def name(aim: Aim) -> str:

@@ -56,6 +56,25 @@ def test_a_front_names_its_ends() -> None:
     assert both.plots()["pareto"]["data"][0]["x"] == [2.0, 2.5]
 
 
+def test_a_front_is_seen_beside_held_out_text() -> None:
+    """Where the metric is of rollouts, and not itself a distance from it."""
+    aims = {"minimise": ("val/loss", "rollout/held/repeated_32")}
+    both = searched(TWO, ("run-1", "run-2"), **aims)
+    known = {"rollout/held/repeated_32": {"run-1": 0.2, "run-2": 0.2}, "rollout/other": {}}
+    beside = Searched(both.found, both.table, known)
+    assert beside.held == [None, 0.2]
+    assert "Held-out text has held/repeated 32 0.2." in beside.text
+    assert "Held-out text" not in both.text
+    pareto = dict(beside.figures())["pareto"]
+    assert pareto is not None
+    (panel,) = pareto.axes
+    legend = panel.get_legend()
+    assert legend is not None
+    assert [label.get_text() for label in legend.get_texts()] == ["front", "held-out text"]
+    near = searched(TWO, ("run-1",), minimise=("val/loss",), near=("rollout/held/repeated_32",))
+    assert Searched(near.found, near.table, known).held == [None, None]
+
+
 @pytest.mark.parametrize(("values", "best", "settings", "names"), [
     (ONE, ("run-2",), {}, ["search", "axes", "importance"]),
     (TWO, ("run-1", "run-2"), {"minimise": ("val/loss", "flops")},
