@@ -41,6 +41,8 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` each worker would start through uv
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2 s: as long as a small run
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # default 60 s: too short for a loaded laptop
+    # Default 15: whatever else a machine does would come before the training, and its own driver.
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the announced default; else it warns

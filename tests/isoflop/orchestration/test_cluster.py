@@ -1,5 +1,6 @@
 """Is a cluster that is not there said at once, and is a standing one used?"""
 
+import os
 import socket
 import time
 
@@ -27,3 +28,10 @@ def test_a_cluster_that_this_process_has_is_used_and_left_standing(ray_cluster: 
     with cluster(None) as found:
         assert found == ray_cluster
     assert ray.is_initialized()
+
+
+def test_trials_are_as_important_as_their_driver(ray_cluster: Resources) -> None:
+    """Ray's own default gives way to everything else on the machine."""
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
