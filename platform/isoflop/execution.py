@@ -83,7 +83,7 @@ def _on_a_cluster(
         else:
             _in_stages(campaign, left, places, watcher)
         _stop_missing(campaign, left, progress)
-        _ask(campaign, share, tracker, progress)
+        _ask(campaign, places.last, tracker, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,11 @@ class Places:
     def first(self) -> Slots:
         """For runs that are given out one by one: all of them have as many workers."""
         return next(iter(self.slots.values()))
+
+    @property
+    def last(self) -> Slots:
+        """Those with the fewest workers."""
+        return list(self.slots.values())[-1]
 
     def stages(self, jobs: list[Job]) -> Iterator[tuple[list[Job], Slots]]:
         """Those with most workers first."""
