@@ -7,6 +7,7 @@ bootstrap's intervals (`comparing`).
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from isoflop.rollouts.statistics import Draw
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WIDTH = 100  # of a terminal, for whole sentences
 
 
 def show(study: Path, one: str, other: str, draw: Draw = "prompts") -> str:
@@ -38,7 +41,7 @@ def show(study: Path, one: str, other: str, draw: Draw = "prompts") -> str:
         f"pairs of the same prompt and seed. Intervals: bootstrap over {drawn}. p by Student's t "
         "over prompts; Holm: of all at once; BH: as a share of false alarms."
     )
-    return "\n".join([head, _table(table), *_few(table)])
+    return "\n".join([textwrap.fill(head, WIDTH), _table(table), *_few(table)])
 
 
 def _few(table: pd.DataFrame) -> list[str]:
@@ -51,8 +54,8 @@ def _few(table: pd.DataFrame) -> list[str]:
     few = table[table["few"] & table["value"].notna()]
     if len(few):
         said.append(
-            "* fewer pairs than the metric declares to need (for a mean of held-out text to 5 %): "
-            "a difference may be there and not show."
+            "* fewer pairs than the metric declares to need (for a mean of held-out text to 5 %):\n"
+            "  a difference may be there and not show."
         )
     return said
 
