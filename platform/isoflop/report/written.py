@@ -77,9 +77,10 @@ def _law(row: Mapping[Any, Any], measured: pd.Series[Any]) -> str:
         said = f"{relative:.2f} of" if relative <= 2 else "more than twice"
         return f"against {against} no law: held out, its error is {said} the spread"
     beyond = "at 10 times as much" if row["against"] != "loss" else "at a tenth less"
-    value = f"{text(row['beyond'])} [{text(row['low'])}, {text(row['high'])}]"
     least, most = measured.min(), measured.max()
     far = REACH * (most - least)
+    ends = [0.0 if abs(row[name]) < far / 1e4 else row[name] for name in ("beyond", "low", "high")]
+    value = "{} [{}, {}]".format(*map(text, ends))
     if not least - far <= row["beyond"] <= most + far:
         value = f"it would be far from all that was measured ({text(least)} to {text(most)})"
     error = f"held-out error {relative:.2f} of the spread"
