@@ -141,7 +141,7 @@ def _without_minima(words: _Words) -> str:
 
 
 def _lowest(runs: pd.DataFrame, unit: str) -> str:
-    best = runs.loc[runs["loss"].astype(float).idxmin()]
+    best = runs.iloc[int(runs["loss"].to_numpy(float).argmin())]
     return f"The lowest loss is {best['loss']:.3f} {unit} ({best.get('label', best.name)})."
 
 
