@@ -15,7 +15,7 @@ from typing import Any
 
 from isoflop.orchestration.cluster import left
 from isoflop.orchestration.groups import Kept
-from isoflop.orchestration.job import Job, conclude
+from isoflop.orchestration.job import Job, conclude, result
 from isoflop.orchestration.scribe import beside
 from isoflop.orchestration.slots import Slots
 from isoflop.orchestration.together import execute_together
@@ -34,13 +34,18 @@ def train_here(config: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
 
     pack = config.get("jobs") or jobs[config["run"]]
     if pack[0].stop_file.exists():
-        _tell({}, [(job, {"status": "stopped"}) for job in pack])
+        _tell({}, [(job, _unbegun(job)) for job in pack])
         return
     ranks = Ranks(device="cuda" if torch.cuda.is_available() else "cpu")
     report = _Buffered(lambda records: tune.report({"records": records}))
     values = execute_together(pack, ranks, report, beside)
     free(ranks.device)  # others may share the GPU while this process waits for its next point
     _tell(report.take(), list(zip(pack, values, strict=True)))
+
+
+def _unbegun(job: Job) -> dict[str, Any]:
+    """How it stands with a job that the study's end comes before."""
+    return result(job.folder) or {} if job.late else {"status": "stopped"}
 
 
 def _tell(records: dict[str, list[Record]], results: list[tuple[Job, dict[str, Any]]]) -> None:
@@ -99,7 +104,7 @@ class Work:
         from ray import train
 
         if self.number is None and self.job.stop_file.exists():
-            return [], {"status": "stopped"}
+            return [], _unbegun(self.job)
         try:
             group = self.kept.group_of(self.slots)
             if self.number is None:

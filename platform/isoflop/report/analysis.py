@@ -129,7 +129,7 @@ def analyse(
         minima=tuple(found),
         exponents=growth,
         fits=fits,
-        verdict=verdict(best, found, unit=unit, budgets=counted(budget)),
+        verdict=verdict(best, found, unit=unit, budgets=counted(budget) if budget else None),
         family=family,
         budget=budget,
         size=size,
@@ -255,7 +255,7 @@ def _minima(
     """Approach 2 in all three conventions; corrected where approach 3 knows how lopsided curves
     are.
     """
-    if budget is None:
+    if budget is None or _one_size(table, family, budget, size):
         return [], (), ()
     lopsided = {
         one.family: (one.law.fit.alpha, one.law.fit.beta)
@@ -273,6 +273,12 @@ def _minima(
         if convention in table and len(found)
     )
     return found, growth, tuple(sorted(lopsided)) if whole else ()
+
+
+def _one_size(table: pd.DataFrame, family: str | None, budget: str, size: str) -> bool:
+    """Has each family one size at each budget, by design? Then nobody asked for the best."""
+    cell = [name for name in (family, budget) if name]
+    return bool(len(table)) and int(table.groupby(cell)[size].nunique().max()) <= 1
 
 
 def _growth(convention: str, found: Sequence[Minimum]) -> Growth:

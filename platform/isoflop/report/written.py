@@ -22,6 +22,7 @@ from isoflop.scaling.isoflop import finished
 from isoflop.scaling.plots import telling
 
 USEFUL = 0.9  # a law whose error is not below this share of the spread tells nothing
+REACH = 2.0  # spreads of the runs, beyond which a law is not believed, whatever it says
 WORDS = {"flops": "compute", "size": "size", "loss": "loss"}
 
 
@@ -59,13 +60,13 @@ def lines(
             metric.removeprefix("rollout/").replace("_", " "),
             text(fmean(references[metric].values())) if metric in references else "",
             _agreed(table, metric, references.get(metric)),
-            tuple(_law(row) for row in rows),
+            tuple(_law(row, finished(table)[metric]) for row in rows),
         )
         for metric, rows in by_metric.items()
     ]
 
 
-def _law(row: Mapping[Any, Any]) -> str:
+def _law(row: Mapping[Any, Any], measured: pd.Series[Any]) -> str:
     against = WORDS[row["against"]]
     if row["refused"]:
         return f"none against {against}: {row['refused']}"
@@ -76,7 +77,12 @@ def _law(row: Mapping[Any, Any]) -> str:
         said = f"{relative:.2f} of" if relative <= 2 else "more than twice"
         return f"against {against} no law: held out, its error is {said} the spread"
     beyond = "at 10 times as much" if row["against"] != "loss" else "at a tenth less"
-    value = f"{text(row['beyond'])} [{text(row['low'])}, {text(row['high'])}]"
+    least, most = measured.min(), measured.max()
+    far = REACH * (most - least)
+    ends = [0.0 if abs(row[name]) < far / 1e4 else row[name] for name in ("beyond", "low", "high")]
+    value = "{} [{}, {}]".format(*map(text, ends))
+    if not least - far <= row["beyond"] <= most + far:
+        value = f"it would be far from all that was measured ({text(least)} to {text(most)})"
     error = f"held-out error {relative:.2f} of the spread"
     return f"against {against} a {row['shape']}: {error}; {beyond} {value}"
 

@@ -173,6 +173,7 @@ TELLING = (
     "reward", "loop", "repetition", "entropy", "distinct_2", "parses_as_python", "novel_8",
     "longest_copy", "recalled", "compression",
 )  # fmt: skip
+MEMORY = ("recalled", "longest_copy")
 PANELS = 12  # of rollout metrics in a figure
 
 
@@ -237,9 +238,12 @@ def _first_tokens(curves: Sequence[pd.DataFrame]) -> float:
 
 def telling(names: Sequence[str]) -> list[str]:
     """Of rollout metrics, those that say most: of each of the `TELLING` that of every set, `PANELS`
-    at most. A metric nobody has heard of comes behind them."""
+    at most. A metric nobody has heard of comes behind them. Where two sets recall, prefixes that
+    were read and their control, memory is what the study is after."""
     known = {name: name.rpartition("/")[2] for name in names}
-    order = sorted(known, key=lambda n: TELLING.index(known[n]) if known[n] in TELLING else 99)
+    first = MEMORY if list(known.values()).count("recalled") > 1 else ()
+    ranks = {metric: rank for rank, metric in reversed([*enumerate((*first, *TELLING))])}
+    order = sorted(known, key=lambda name: ranks.get(known[name], 99))
     heard = [name for name in order if known[name] in TELLING]
     return (heard or order)[:PANELS]
 

@@ -20,7 +20,7 @@ class _Words:
     """What losses and budgets are counted in."""
 
     unit: str
-    budgets: str
+    budgets: str | None  # None: the study has none
 
     def at(self, budget: float) -> str:
         return f"At {scientific(budget)} {self.budgets}"
@@ -57,11 +57,16 @@ class Verdict:
 
 
 def verdict(
-    table: pd.DataFrame, minima: Sequence[Minimum], *, unit: str = NATS, budgets: str = FLOPS
+    table: pd.DataFrame,
+    minima: Sequence[Minimum],
+    *,
+    unit: str = NATS,
+    budgets: str | None = FLOPS,
 ) -> Verdict:
     """What the minima say about every pair of families at every budget that both were given.
 
-    `unit` is of the losses, `budgets` are what the minima's budgets count.
+    `unit` is of the losses, `budgets` are what the minima's budgets count, None where the study has
+    none. There are no minima either where each family has one size at each budget.
     """
     rows = tuple(
         _compare(one, two)
@@ -114,7 +119,7 @@ def _body(
     if len(table) == 1:
         return [_single(finished(table).iloc[0], words.unit)]
     if not minima:
-        return ["The study has no axis of budgets, so no minima at equal compute can be compared."]
+        return [_without_minima(words), _lowest(finished(table), words.unit)]
     if not rows:
         return [*[_alone(minimum, words) for minimum in minima], _caution(table, minima)]
     if len({minimum.family for minimum in minima}) > 2:  # too many pairs for a sentence each
@@ -124,6 +129,20 @@ def _body(
         *[_sentence(row, minima, words) for row in rows],
         _caution(table, minima),
     ]
+
+
+def _without_minima(words: _Words) -> str:
+    if words.budgets is None:
+        return "The study has no axis of budgets, so no minima at equal compute can be compared."
+    return (
+        f"Each family has one size at each budget of {words.budgets}, so there is no best size to "
+        "compare."
+    )
+
+
+def _lowest(runs: pd.DataFrame, unit: str) -> str:
+    best = runs.iloc[int(runs["loss"].to_numpy(float).argmin())]
+    return f"The lowest loss is {best['loss']:.3f} {unit} ({best.get('label', best.name)})."
 
 
 def _orders(minima: Sequence[Minimum], rows: Sequence[Comparison], words: _Words) -> Iterator[str]:

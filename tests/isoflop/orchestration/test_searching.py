@@ -21,7 +21,7 @@ from isoflop.design import Search, Study, UserError, extended, search
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import execute, result
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Text
-from isoflop.searching import Source, findings
+from isoflop.searching import Source, findings, possible
 from isoflop.space import Pruning, choice, integer, log
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
@@ -61,6 +61,22 @@ def campaign(
 ) -> Campaign:
     made = extended(study(corpus, points, **settings), storage)
     return Campaign.prepare(made, Machine(storage=storage), list(made.points), [], quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("aims", "beyond"),
+    [
+        ({}, "later"),
+        ({"constraints": ("rollout/loop <= 0.9",)}, "now"),
+        ({"minimise": ("rollout/entropy",)}, "now"),
+    ],
+)
+def test_what_a_search_is_after_is_captured_at_once(
+    corpus: Path, tmp_path: Path, aims: dict[str, Any], beyond: str
+) -> None:
+    """The next point follows from it: it cannot wait for the end of the study."""
+    for job in possible(campaign(corpus, tmp_path, trials=3, **aims), 2):
+        assert job.run.rollouts.beyond == beyond
 
 
 def test_a_search_end_to_end(

@@ -332,6 +332,10 @@ def test_what_moves_with_scale_is_said(study: Study) -> None:
     line, _ = written.lines(table, laws, {"rollout/loop": dict.fromkeys(table["run"], 0.1)})
     assert line.agreement == "1.00 [1.00, 1.00], same best run" and line.reference == "0.1"
     assert re.match(r"against loss a logistic: held-out error 0\.\d+ of the spread", line.laws[2])
+    none, _ = written.lines(table, laws.assign(beyond=1e-22, low=1e-30), {})
+    assert "a tenth less 0 [0, " in none.laws[2]
+    wild, _ = written.lines(table, laws.assign(beyond=1e-27 - 10 * loop.max()), {})
+    assert "at a tenth less it would be far from all that was measured (0.1 to" in wild.laws[2]
     bare, _ = written.lines(table, laws, {})
     assert bare.agreement == "no held-out value to be near to"
     assert written.lines(table, laws.iloc[:0], {}) == []

@@ -69,3 +69,11 @@ def test_step_0_of_the_rollouts_is_kept_although_it_has_read_nothing(world: Worl
     figure = plots.rollouts_over_training(table, {table["run"].iloc[0]: curve})
     assert figure is not None
     assert list(figure.axes[0].lines[0].get_xdata()) == [0.0, 100.0]
+
+
+def test_what_a_study_of_memory_is_after_comes_first() -> None:
+    names = [f"rollout/{s}/{m}" for m in ("loop", "recalled", "longest_copy") for s in ("t", "h")]
+    assert plots.telling(names)[:2] == ["rollout/t/recalled", "rollout/h/recalled"]
+    assert plots.telling(names)[2:4] == ["rollout/t/longest_copy", "rollout/h/longest_copy"]
+    one = [name for name in names if name != "rollout/t/recalled"]  # no set of prefixes and control
+    assert plots.telling(one)[0] == "rollout/t/loop" and len(plots.telling(one)) == 5

@@ -107,7 +107,11 @@ def test_nothing_finished(world: World) -> None:
 
 
 def test_no_budgets(world: World) -> None:
-    assert "no axis of budgets" in verdict(world({"a": {}}), []).text
+    found = verdict(world({"a": {}}), [], budgets=None).text
+    assert "no axis of budgets" in found and "The lowest loss is" in found
+    assert (
+        "one size at each budget of tokens" in verdict(world({"a": {}}), [], budgets="tokens").text
+    )
 
 
 def test_of_one_run_its_end_is_told() -> None:

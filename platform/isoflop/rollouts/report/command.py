@@ -26,6 +26,7 @@ def options(rollouts: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help="two runs by words of their labels: paired differences, corrected for many metrics",
     )
+    add("--set", metavar="NAME", help="of --compare: this set of prompts (default: all together)")
     add(
         "--nested",
         action="store_true",
@@ -44,9 +45,11 @@ def act(chosen: argparse.Namespace) -> int:
     """Raises ValueError where the folder has no rollouts."""
     if chosen.compare:
         from isoflop.rollouts.report.paired import show
+        from isoflop.rollouts.statistics import Draw
 
         one, other = chosen.compare
-        print(show(chosen.study, one, other, "nested" if chosen.nested else "prompts"))
+        draw: Draw = "nested" if chosen.nested else "prompts"
+        print(show(chosen.study, one, other, draw, chosen.set))
         return 0
     if chosen.export:
         from isoflop.rollouts.report.paired import export

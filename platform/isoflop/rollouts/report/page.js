@@ -99,7 +99,7 @@
     top.append(make("th", "", "capture"));
     seen.forEach(index => {
       const run = about.runs[index], cell = make("th", "", run.label);
-      cell.append(make("div", "facts", `loss ${number(run.loss)}`));
+      cell.append(make("div", "facts", run.loss === null ? "not finished" : `loss ${number(run.loss)}`));
       top.append(cell);
     });
     head.append(top);
@@ -311,7 +311,9 @@
     paired(a, b).forEach(each => {
       const line = make("tr", each.holm < .05 ? "sure" : "");
       const ends = each.half === null ? "none" : `${number(each.mean - each.half)} to ${number(each.mean + each.half)}`;
-      [each.name.replaceAll("_", " "), number(each.mean), ends, each.pairs, each.prompts, number(each.p), number(each.holm)]
+      const least = (about.metrics.find(metric => metric.name === each.name) || { least: 0 }).least;
+      const pairs = each.pairs < least ? `${each.pairs} of ${least}` : each.pairs;
+      [each.name.replaceAll("_", " "), number(each.mean), ends, pairs, each.prompts, number(each.p), number(each.holm)]
         .forEach(text => line.append(make("td", "", String(text))));
       table.append(line);
     });
@@ -340,7 +342,8 @@
     const two = pick("two", 1);
     const [a, b] = [(await rowsOf(one.run))[one.step] || [], (await rowsOf(two.run))[two.step] || []];
     const says = "Over all pairs of the same prompt and seed that the page holds; bold where no chance explains it, "
-      + "all metrics together. isoflop rollouts --compare counts every row.";
+      + "all metrics together. Of so many pairs: the metric declares to need them, and with fewer a difference may not "
+      + "show. isoflop rollouts --compare counts every row.";
     into.replaceChildren(bar, make("h2", "", "In numbers"), make("p", "soft", says), differing(a, b),
       make("h2", "", "In words"), given(prompt));
     for (let sample = 0; sample < selection.samples; sample++) {

@@ -7,6 +7,7 @@ bootstrap's intervals (`comparing`).
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,28 +18,42 @@ from isoflop.rollouts.statistics import Draw
 if TYPE_CHECKING:
     import pandas as pd
 
+WIDTH = 100  # of a terminal, for whole sentences
 
-def show(study: Path, one: str, other: str, draw: Draw = "prompts") -> str:
+
+def show(study: Path, one: str, other: str, draw: Draw = "prompts", only: str | None = None) -> str:
     """The table of differences, as text: the second run less the first, pair by pair.
 
-    Raises ValueError where words name no run or several, or the two share no prompt.
+    `only`: of that set of prompts (None: of all together). Raises ValueError where words name no
+    run or several, or the two share no prompt.
     """
     from isoflop.rollouts.comparing import KEY, compare
 
     first, second = _named(study, one), _named(study, other)
     steps = [max(run.captures) for run in (first, second)]
     rows = [run.read(step).to_pandas() for run, step in zip((first, second), steps, strict=True)]
+    if only is not None:
+        rows = [_of_set(frame, only) for frame in rows]
     table = compare(rows[0], rows[1], first.metrics, draw)
     pairs = len(rows[0][KEY].merge(rows[1][KEY], on=KEY))
     if not pairs:
         raise ValueError(f"{first.label!r} and {second.label!r} were asked nothing in common")
     drawn = "prompts, then seeds" if draw == "nested" else "prompts with their seeds"
+    of = "" if only is None else f" of the set {only or 'without a name'}"
     head = (
         f"{second.label} after step {steps[1]} less {first.label} after step {steps[0]}: {pairs} "
-        f"pairs of the same prompt and seed. Intervals: bootstrap over {drawn}. p by Student's t "
-        "over prompts; Holm: of all at once; BH: as a share of false alarms."
+        f"pairs of the same prompt and seed{of}. Intervals: bootstrap over {drawn}. p by Student's "
+        "t over prompts; Holm: of all at once; BH: as a share of false alarms."
     )
-    return "\n".join([head, _table(table), *_few(table)])
+    return "\n".join([textwrap.fill(head, WIDTH), _table(table), *_few(table)])
+
+
+def _of_set(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    found = rows[rows["spec"] == name]
+    if not len(found):
+        names = ", ".join(sorted(repr(each) for each in rows["spec"].unique()))
+        raise ValueError(f"there is no set {name!r}; the sets are {names}")
+    return found
 
 
 def _few(table: pd.DataFrame) -> list[str]:
@@ -51,8 +66,8 @@ def _few(table: pd.DataFrame) -> list[str]:
     few = table[table["few"] & table["value"].notna()]
     if len(few):
         said.append(
-            "* fewer pairs than the metric declares to need (for a mean of held-out text to 5 %): "
-            "a difference may be there and not show."
+            "* fewer pairs than the metric declares to need (for a mean of held-out text to 5 %):\n"
+            "  a difference may be there and not show."
         )
     return said
 

@@ -131,14 +131,19 @@ def test_two_runs_are_compared_in_pairs(study: Path, capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["rollouts", str(study), "--compare", "seed=0", "seed=1"])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and "21 pairs of the same prompt and seed" in said
+    assert ended.value.code == 0
+    assert "21 pairs of the same prompt and seed" in " ".join(said.split())
     one, other = (run.read(20).to_pandas() for run in store.runs(study))
     (row,) = compare(one, other, ["entropy"]).to_dict("records")
     (line,) = [line for line in said.splitlines() if line.startswith("entropy ")]
     assert line.split()[1] == f"{row['value']:.3g}"
     (few,) = [line for line in said.splitlines() if line.startswith("repetition ")]
     assert few.split()[-3:] == ["21", "617", "*"] and line.split()[-1] == "21"
-    assert "* fewer pairs than the metric declares to need" in said.splitlines()[-1]
+    assert "* fewer pairs than the metric declares to need" in said
+    own = paired.show(study, "seed=0", "seed=1", only="")
+    assert "9 pairs of the same prompt and seed of the set without a name" in " ".join(own.split())
+    with pytest.raises(ValueError, match="no set 'hold'; the sets are '', 'held'"):
+        paired.show(study, "seed=0", "seed=1", only="hold")
     with pytest.raises(ValueError, match="labels of 2 runs: seed=0; seed=1"):
         paired.show(study, "seed", "seed=1")
     with pytest.raises(ValueError, match=r"no run of .* has 'seed=7'"):
