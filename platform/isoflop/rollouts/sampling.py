@@ -168,16 +168,20 @@ def ended(
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """No gradients, no dropout, and every module back in the mode it had.
+    """No gradients, no dropout, attention by sdpa (others gain nothing in steps of one token, and
+    know no float32); afterwards every module is back in the mode it had.
 
     Not `inference_mode`: a table that a model fills on first use could then not be trained with.
     Steps of one token, by which time it is filled, are taken in it (`rollouts.steps`).
     """
     modes = [(module, module.training) for module in model.modules()]
+    backend = model.backend
     model.eval()
+    model.backend = "sdpa"
     try:
         with torch.no_grad():
             yield
     finally:
+        model.backend = backend
         for module, training in modes:
             module.training = training
