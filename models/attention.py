@@ -56,11 +56,14 @@ class Mask:
         narrower: Mask = self._built[key]
         return narrower
 
+    @property
+    def apart(self) -> bool:
+        """Does what is hidden follow from more than distances?"""
+        return not (self.prefix is None and self.documents is None and self.held is None)
+
     def hides(self, total: int) -> bool:
         """Does it hide more of `total` keys than the triangle of a causal kernel?"""
-        near = self.window is not None and self.window < total
-        others = (self.prefix, self.documents, self.held)
-        return near or any(part is not None for part in others)
+        return self.apart or (self.window is not None and self.window < total)
 
     def rule(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """(row, query, key), index tensors of shapes that broadcast, to whether it is read.
@@ -145,8 +148,7 @@ def attend(
     mask = mask or Mask()
     new, total = q.shape[2], k.shape[2]
     assert new <= total or not mask.causal, "causal queries are among the tokens they attend to"
-    apart = (bias, mask.prefix, mask.documents, mask.held)
-    if mask.causal and mask.window and all(part is None for part in apart):
+    if mask.window and mask.causal and bias is None and not mask.apart:
         reach = new - 1 + mask.window  # what no query can read need not be masked either
         k, v = k[:, :, -reach:], v[:, :, -reach:]
         total = k.shape[2]

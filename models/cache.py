@@ -107,6 +107,8 @@ class KeyValueCache(KeyValues):
         assert keys.shape[:-1] == values.shape[:-1], "every key needs a value"
         super().__init__(keys.shape[3], length)
         self.keys, self.values = keys, values
+        self._step: tuple[int, int, int, bool] | None = None
+        self._views: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     @classmethod
     def allocate(
@@ -123,10 +125,23 @@ class KeyValueCache(KeyValues):
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Returns views of what is held; see `KeyValues.append`."""
-        end = self._admit(k.shape[0], k.shape[2], k, v)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        rows, _, new, _ = k.shape
+        step = (self.length, rows, new, torch.is_grad_enabled())
+        if step != self._step:
+            self._begin(self._admit(rows, new, k, v))
+            self._step = step
+        new_keys, new_values, keys, values = self._views[layer]
+        new_keys.copy_(k)
+        new_values.copy_(v)
+        return keys, values
+
+    def _begin(self, end: int) -> None:
+        """Views of what is written next and of what is then held, for all layers at once: in a
+        step of one token, they would cost a layer more than its copies."""
+        both = (self.keys, self.values)
+        written = (part.narrow(3, self.length, end - self.length).unbind() for part in both)
+        held = (part.narrow(3, 0, end).unbind() for part in both)
+        self._views = list(zip(*written, *held, strict=True))
 
     def _pick(self, rows: Tensor) -> Self:
         return type(self)(

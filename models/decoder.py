@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -299,4 +300,7 @@ class RotaryDecoder(Decoder):
         return self
 
     def prepared(self, where: Frame) -> Frame:
-        return replace(where, rotation=self.rotation[where.positions])
+        turns = self.rotation[where.positions]
+        if not torch.compiler.is_compiling():
+            turns = torch.view_as_complex(turns)
+        return replace(where, rotation=turns)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from models.attention import Mask, starts
 from models.cache import Cache, FixedCache, KeyValues
 from models.interface import Config, Model
-from models.kernels import RootMeanSquare, TanhGELU, by_hand
+from models.kernels import EXACT, RootMeanSquare, TanhGELU, by_hand, constants, root_mean_square
 
 INITIAL_STD = 0.02  # GPT-2's (Radford et al. 2019), kept by nearly all decoders since
 
@@ -44,7 +44,7 @@ class Frame:
     positions: slice | Tensor  # (B, T) or (T,) numbers; a slice picks from a table without a copy
     mask: Mask
     cache: KeyValues | None
-    rotation: Tensor | None = None  # (T, 1, K/2, 2) or (B, T, 1, K/2, 2), see `rotate`
+    rotation: Tensor | None = None  # (T, 1, K/2) or (B, T, 1, K/2), see `rotate`
 
     def advance(self, tokens: Tensor) -> None:
         """Call once all layers have read `tokens` (B, T)."""
@@ -139,16 +139,18 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.epsilon = epsilon
+        self.constants = constants(width, epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Without a gradient, torch's own is faster.
-        if torch.is_grad_enabled() and by_hand(x, self.weight):
-            y: Tensor = RootMeanSquare.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
-            return y
         weight: Tensor = self.weight
+        if by_hand(x, weight):
+            if not torch.is_grad_enabled():
+                return root_mean_square(x, weight, *self.constants)
+            y: Tensor = RootMeanSquare.apply(x, weight, self.epsilon)  # type: ignore[no-untyped-call]
+            return y
         if x.dtype in (torch.bfloat16, torch.float16):  # torch's fused kernel takes equals only
             weight = weight.to(x.dtype)
-        return F.rms_norm(x, self.weight.shape, weight, self.epsilon)
+        return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -229,21 +231,23 @@ def rotary_table(context: int, size: int, theta: float, scaling: RopeScaling = U
     return (table * scaling.sharpening).float()
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Queries or keys (B, T, H, K) turned by the angles of their positions: (T, 1, K/2, 2),
-    or (B, T, 1, K/2, 2) where rows differ.
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Queries or keys (B, T, H, K) turned by the angles of their positions: (T, 1, K/2), or
+    (B, T, 1, K/2) where rows differ.
 
     As complex numbers, each pair is turned by one product, in one pass: a third of the time of
-    sines and cosines apart on a CPU. A compiler fuses those, but not complex numbers.
+    sines and cosines apart on a CPU. A compiler fuses those, but not complex numbers: it is given
+    the real table (T, 1, K/2, 2).
     """
-    exact = torch.promote_types(x.dtype, torch.float32)
-    pairs, turns = x.to(exact).view(*x.shape[:-1], -1, 2), table.to(exact)
-    if torch.compiler.is_compiling():
+    exact = x if x.dtype in EXACT else x.float()
+    pairs = exact.view(*x.shape[:-1], -1, 2)
+    if turns.is_complex():
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
+    else:
         (a, b), (cosine, sine) = pairs.unbind(-1), turns.unbind(-1)
         turned = torch.stack((a * cosine - b * sine, a * sine + b * cosine), dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
-    return turned.flatten(-2).to(x.dtype)
+    y = turned.flatten(-2)
+    return y if exact is x else y.to(x.dtype)
 
 
 def attention_scale(config: Config, size: int) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,21 +45,29 @@ class Attention(nn.Module):
         self.layer = layer
         self.size = config.size
         self.scale = attention_scale(config, config.size)
-        self.split = (config.heads, config.key_value_heads, config.key_value_heads)
-        self.query_key_value = nn.Linear(config.width, sum(self.split) * self.size, bias=False)
+        groups = config.key_value_heads
+        self.heads, self.split = (config.heads, groups), (config.heads + groups, groups)
+        all_heads = sum(self.split)
+        self.query_key_value = nn.Linear(config.width, all_heads * self.size, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, T, H or G, K) before they are turned: as they are."""
-        return q, k
+    def turned(self, heads: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, T, H + G, K), turned: (B, T, H, K) and (B, T, G, K).
+
+        With a gradient apart: those of both would be put together first, a pass more.
+        """
+        if not torch.is_grad_enabled():
+            q, k = rotate(heads, rotation).split_with_sizes(self.heads, dim=2)
+            return q, k
+        q, k = heads.split_with_sizes(self.heads, dim=2)
+        return rotate(q, rotation), rotate(k, rotation)
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         assert frame.rotation is not None, "a rotary decoder prepares the rotations"
         B, T, D = x.shape
         heads = self.query_key_value(x).view(B, T, -1, self.size)
-        q, k, v = heads.split(self.split, dim=2)  # (B, T, H, K), (B, T, G, K), (B, T, G, K)
-        q, k = self.normed(q, k)
-        q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
+        turning, v = heads.split_with_sizes(self.split, dim=2)
+        q, k = self.turned(turning, frame.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if frame.cache is not None:
             k, v = frame.cache.append(self.layer, k, v)
@@ -72,11 +81,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
+        self.inner = inner
         self.gate_up = nn.Linear(width, 2 * inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = self.gate_up(x).split_with_sizes((self.inner, self.inner), dim=-1)
         y: Tensor = self.output(F.silu(gate) * up)
         return y
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.decoder import RotaryConfig, RotaryDecoder
-from models.layers import Frame, RMSNorm, require, soft_cap
+from models.layers import Frame, RMSNorm, require, rotate, soft_cap
 from models.llama import Attention as RotaryAttention
 from models.llama import FeedForward as GatedFeedForward
 
@@ -77,8 +77,9 @@ class Attention(RotaryAttention):
         self.query_norm = RMSNorm(config.size, config.norm_epsilon)
         self.key_norm = RMSNorm(config.size, config.norm_epsilon)
 
-    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_norm(q), self.key_norm(k)
+    def turned(self, heads: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = heads.split_with_sizes(self.heads, dim=2)
+        return rotate(self.query_norm(q), rotation), rotate(self.key_norm(k), rotation)
 
 
 class FeedForward(nn.Module):

@@ -34,6 +34,7 @@ from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
 from isoflop.progress import near
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
+from isoflop.training import attending
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import USUAL, Means
@@ -340,6 +341,8 @@ def _check(run: Run, machine: Machine, prepared: Prepared | Mixed) -> None:
     """Raise ValueError for what would fail, or crawl, in every run once it has started."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
     if machine.address is None and (why := refusal(run.precision, here)):
+        raise ValueError(why)
+    if machine.address is None and (why := attending.refusal(run, here, machine.means)):
         raise ValueError(why)
     need = run.model.context + 1
     for name, part in parts(prepared).items():

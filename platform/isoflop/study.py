@@ -67,7 +67,7 @@ def _dispatch(study: Study, options: argparse.Namespace) -> int:
     with user_input():
         means = Means(
             micro_batch=options.micro_batch, compile=options.compile, shard=options.shard,
-            together=options.together,
+            together=options.together, attention=options.attention,
         )  # fmt: skip
     machine = Machine.at(
         options.storage or study.file.parent / "results",
@@ -216,6 +216,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument(
         "--compile", choices=("auto", "on", "off"), default="auto",
         help="compile models before they train (default: on a GPU, where a run is long enough)",
+    )  # fmt: skip
+    where.add_argument(
+        "--attention", choices=("sdpa", "flex", "flash"), default="sdpa",
+        help="what computes attention in training, on a GPU: flash needs the flash-attn package, "
+        "flex a compiled model (default: %(default)s, on every device)",
     )  # fmt: skip
     where.add_argument(
         "--shard", choices=("auto", "on", "off"), default="auto",

@@ -101,8 +101,13 @@ def test_another_number_of_rows_is_refused() -> None:
 
 def test_gradients_are_refused() -> None:
     keys, values = new_tokens(1, 0).requires_grad_()
+    cache = empty()
     with pytest.raises(ValueError, match="no_grad"):
-        empty().append(0, keys[0], values[0])
+        cache.append(0, keys[0], values[0])
+    with torch.no_grad():
+        cache.append(0, keys[0], values[0])
+    with pytest.raises(ValueError, match="no_grad"):  # a step of the same shape, once more
+        cache.append(0, keys[0], values[0])
 
 
 @pytest.mark.parametrize(("batch", "capacity"), [(0, 4), (2, 0)])

@@ -99,6 +99,16 @@ def test_the_norm_equals_torchs(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 3.0, 1e6])
+def test_the_norm_without_a_gradient_equals_torchs(size: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = size * torch.randn(2, 3, 10, dtype=dtype)
+    ours, theirs = norms(10, dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+
+
 def test_the_norms_gradients_equal_finite_differences() -> None:
     ours, _ = norms(6, torch.float64)
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)

@@ -53,7 +53,8 @@ def packs(jobs: list[Job], *, at_once: int, gpu: bool) -> list[list[Job]]:
 
 def _key(job: Job, gpu: bool) -> tuple[Any, ...]:
     """Equal for jobs that belong together; the first is false for those that stay alone."""
-    alone = job.trunk is not None or _most(job, gpu) == 1
+    apart = job.trunk is not None or job.means.attention != "sdpa"
+    alone = apart or _most(job, gpu) == 1
     own = None if alone else shape(job.run)
     return (own, job.means) if own else (None, job.run.identity)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ def by_columns(model: Model, steps: int) -> Iterator[Callable[[Tensor], Tensor]]
     Gives what takes final states (..., D) to logits (..., V), `model.head` or the same product. For
     so few `steps` that it would not pay, and away from a CPU, nothing is changed. No gradient can
     be taken inside, and the matrices must not be changed: the copies are dropped. They take as much
-    memory as the matrices.
+    memory as the matrices. Meanwhile the layers call the product itself: looking up the matrix anew
+    takes some microseconds of each.
     """
     if steps < PAYS:
         yield model.head
@@ -37,11 +39,16 @@ def by_columns(model: Model, steps: int) -> Iterator[Callable[[Tensor], Tensor]]
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     changed = {id(w): w for w in linear if _suits(w) and id(w) not in tables}
     kept = [(weight, weight.data) for weight in changed.values()]
+    layers = [m for m in model.modules() if type(m) is nn.Linear and id(m.weight) in changed]
     try:
         for weight, rows in kept:
             weight.data = _columns(rows)
+        for layer in layers:
+            vars(layer)["forward"] = partial(F.linear, weight=layer.weight, bias=layer.bias)
         yield _head(model, tables)
     finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
         for weight, rows in kept:
             weight.data = rows
 

@@ -113,10 +113,14 @@ def draw(
             weights = narrowed(weights, sampling)
         token = invert(weights, uniform)
     lowest = torch.finfo(logits.dtype).min  # 0 log 0 is 0, where a model masks a token
-    likeliest = logits.amax(dim=-1)  # whose share is at least 1 / V: its logarithm is exact
-    total = likeliest - p.amax(dim=-1).log()  # log sum exp of the logits, (R,), without a pass more
-    logprob = logits.gather(1, token.unsqueeze(1)).squeeze(1) - total
-    return token, logprob, total - torch.linalg.vecdot(p, logits.clamp(min=lowest))
+    # The log sum exp of the logits, (R,), without a pass more, from the likeliest token: its share
+    # is at least 1 / V, and so its logarithm exact.
+    own = logits.gather(1, token.unsqueeze(1)).squeeze(1)
+    if sampling.temperature == 0 and wanted is logits:
+        total = own - p.gather(1, token.unsqueeze(1)).squeeze(1).log()
+    else:
+        total = logits.amax(dim=-1) - p.amax(dim=-1).log()
+    return token, own - total, total - torch.linalg.vecdot(p, logits.clamp(min=lowest))
 
 
 def invert(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -164,15 +168,20 @@ def ended(
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """No gradients, no dropout, and every module back in the mode it had.
+    """No gradients, no dropout, attention by sdpa (others gain nothing in steps of one token, and
+    know no float32); afterwards every module is back in the mode it had.
 
     Not `inference_mode`: a table that a model fills on first use could then not be trained with.
+    Steps of one token, by which time it is filled, are taken in it (`rollouts.steps`).
     """
     modes = [(module, module.training) for module in model.modules()]
+    backend = model.backend
     model.eval()
+    model.backend = "sdpa"
     try:
         with torch.no_grad():
             yield
     finally:
+        model.backend = backend
         for module, training in modes:
             module.training = training

@@ -30,8 +30,13 @@ class Steps:
         self.model, self.head, self.vocab = model, head, model.config.text_vocab
 
     def __call__(self, token: Tensor, cache: Cache) -> Tensor:
-        """Tokens (R,) behind what the cache holds to logits (R, V)."""
-        return self.head(self.model.hidden(token.unsqueeze(1), cache)[:, -1])[:, : self.vocab]
+        """Tokens (R,) behind what the cache holds to logits (R, V).
+
+        A step of a small model waits for the calls of torch, which are shorter in inference mode.
+        """
+        with torch.inference_mode():
+            hidden = self.model.hidden(token.unsqueeze(1), cache)
+            return self.head(hidden[:, -1])[:, : self.vocab]
 
 
 class RecordedSteps(Steps):

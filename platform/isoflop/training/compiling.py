@@ -35,10 +35,10 @@ def prepared(model: nn.Module, run: Run, ranks: Ranks, means: Means) -> nn.Modul
         return model
     if isinstance(model, Model) and type(model).auxiliary is not Model.auxiliary:
         # torch traces the product of stacked matrices in bfloat16 only.
-        if means.compile == "on":
+        if means.compile == "on" or means.attention == "flex":
+            asked = "--compile is 'on'" if means.compile == "on" else "--attention is 'flex'"
             raise ValueError(
-                f"--compile is 'on', but the experts of {model.config.name} cannot be compiled; "
-                "leave it at auto"
+                f"{asked}, but the experts of {model.config.name} cannot be compiled; leave it out"
             )
         return model
     torch.compiler.reset()  # a reused process has compiled others, and torch would give up at eight
@@ -49,7 +49,8 @@ def wanted(run: Run, ranks: Ranks, means: Means) -> bool:
     """Raises ValueError as `prepared` does."""
     gpu = ranks.device.startswith("cuda")
     if means.compile == "auto":
-        return gpu and has_compiler(gpu) and run.training_flops / ranks.world >= PAYS
+        pays = means.attention == "flex" or run.training_flops / ranks.world >= PAYS
+        return gpu and has_compiler(gpu) and pays
     if means.compile == "on" and not has_compiler(gpu):
         needed = "triton" if gpu else "a C++ compiler (g++ or clang++)"
         raise ValueError(f"--compile is 'on', which needs {needed}; there is none here")

@@ -24,7 +24,15 @@ from isoflop import objectives
 from isoflop.data.rows import Rows
 from isoflop.objectives import Batch
 from isoflop.run import Run
-from isoflop.training import checkpoint, compiling, micro, optimizer, parametrisation, sharding
+from isoflop.training import (
+    attending,
+    checkpoint,
+    compiling,
+    micro,
+    optimizer,
+    parametrisation,
+    sharding,
+)
 from isoflop.training.averaging import Average
 from isoflop.training.checkpoint import Progress
 from isoflop.training.distributed import Ranks, agree, mean, wrap
@@ -125,6 +133,7 @@ def session(
     """The run with its weights as they are at the start, or in the newest checkpoint."""
     torch.manual_seed(run.seed)
     model = _drawn(run)
+    attending.prepare(model, run, ranks.device, means)
     sharded = sharding.wanted(run, ranks, means)
     model = model if sharded else model.to(ranks.device)
     optim = optimizer.build(model, run.optimizer, run.parametrisation)
@@ -482,5 +491,6 @@ class Session:
             "steps_left_out": self.progress.scale.get("left_out", 0),
             "sharded": self.sharded,
             "compiled": self.callable is not self.model,
+            "attention": self.model.backend,
             "peak_bytes": torch.cuda.max_memory_allocated(device) if self.on_gpu else None,
         }

@@ -18,6 +18,7 @@ class Means:
     gpu: float = 1.0  # of a GPU's memory, where several points share it; settled by whoever places
     compile: Literal["auto", "on", "off"] = "auto"  # see `compiling`
     shard: Literal["auto", "on", "off"] = "auto"  # see `sharding`
+    attention: Literal["sdpa", "flex", "flash"] = "sdpa"  # see `attending`
     together: int | None = None  # small runs of one shape that train as one, at most
 
     def __post_init__(self) -> None:
@@ -30,6 +31,8 @@ class Means:
             value = getattr(self, name)
             if value not in ("auto", "on", "off"):
                 raise ValueError(f"--{name} is {value!r}; it must be auto, on or off")
+        if self.attention not in ("sdpa", "flex", "flash"):
+            raise ValueError(f"--attention is {self.attention!r}; it must be sdpa, flex or flash")
 
 
 USUAL = Means()

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, record_function
 from isoflop import objectives
 from isoflop.data.rows import Rows
 from isoflop.run import Run
-from isoflop.training import compiling, optimizer, parametrisation
+from isoflop.training import attending, compiling, optimizer, parametrisation
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import USUAL, Means
@@ -127,6 +127,7 @@ class Steps:
         torch.manual_seed(run.seed)
         self.run, self.batches, self.ranks = run, batches, Ranks(device=device)
         self.model = run.model.build()
+        attending.prepare(self.model, run, device, means)
         parametrisation.initialise(self.model, run.parametrisation)
         self.model = self.model.to(device).train()
         self.forward = compiling.prepared(self.model, run, self.ranks, means)

@@ -52,6 +52,7 @@ def refuse(run: Run, world: int, means: Means) -> None:
     for holds, name, value, allowed in (
         (world > 1, "--workers", world, "at least 2"),
         (means.compile != "on", "--compile", means.compile, "auto or off"),
+        (means.attention != "flex", "--attention", means.attention, "sdpa or flash"),
         (type(run.optimizer) is AdamW, "optimizer", run.optimizer.name, AdamW.name),
         (run.ema == 0, "ema", run.ema, "0"),
         (run.precision != "float16", "precision", run.precision, "float32, bfloat16 or auto"),

@@ -178,6 +178,13 @@ def test_random_state_and_modes_are_untouched(model: Model) -> None:
     loss.backward()  # nothing was left behind that refuses gradients
 
 
+def test_text_is_written_by_sdpa_whatever_trains(model: Model) -> None:
+    expected = tokens(generate(model, RAGGED, [[1]] * 5, NEVER))
+    model.backend = "flash"  # refuses float32, and a CPU
+    assert tokens(generate(model, RAGGED, [[1]] * 5, NEVER)) == expected
+    assert model.backend == "flash"
+
+
 def test_modes_come_back_after_an_error(model: Model) -> None:
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("no head")

@@ -41,6 +41,7 @@ def test_afterwards_every_weight_is_where_it_was(config: Config) -> None:
     with pytest.raises(KeyError), by_columns(model, PAYS):
         raise KeyError("whatever happens inside")
     assert before == {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_tokens_are_still_looked_up_by_row() -> None:
