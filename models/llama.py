@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.attention import attend
 from models.decoder import RotaryConfig, RotaryDecoder
-from models.layers import Frame, RMSNorm, attention_scale, rotate
+from models.layers import Frame, RMSNorm, attention_scale, products, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,9 @@ class Attention(nn.Module):
         self.layer = layer
         self.size = config.size
         self.scale = attention_scale(config, config.size)
-        self.split = (config.heads, config.key_value_heads, config.key_value_heads)
-        self.query_key_value = nn.Linear(config.width, sum(self.split) * self.size, bias=False)
+        groups = config.key_value_heads * self.size
+        self.split = (config.width, groups, groups)
+        self.query_key_value = nn.Linear(config.width, sum(self.split), bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
     def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,8 +56,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         assert frame.rotation is not None, "a rotary decoder prepares the rotations"
         B, T, D = x.shape
-        heads = self.query_key_value(x).view(B, T, -1, self.size)
-        q, k, v = heads.split(self.split, dim=2)  # (B, T, H, K), (B, T, G, K), (B, T, G, K)
+        parts = products(x, self.query_key_value, self.split)
+        q, k, v = (part.view(B, T, -1, self.size) for part in parts)  # (B, T, H or G, K)
         q, k = self.normed(q, k)
         q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -68,15 +69,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """output(silu(gate(x)) * up(x)), Shazeer 2020; one product gives the gate, then up."""
+    """output(silu(gate(x)) * up(x)), Shazeer 2020; one matrix gives the gate, then up."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
+        self.split = (inner, inner)
         self.gate_up = nn.Linear(width, 2 * inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate, up = products(x, self.gate_up, self.split)
         y: Tensor = self.output(F.silu(gate) * up)
         return y
 

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.decoder import RotaryConfig, RotaryDecoder
-from models.layers import Frame, RMSNorm, require, soft_cap
+from models.layers import Frame, RMSNorm, require, soft_cap, squared_relu
 from models.llama import Attention as RotaryAttention
 from models.llama import FeedForward as GatedFeedForward
 
@@ -90,7 +89,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.output(F.relu(self.input(x)).square())
+        y: Tensor = self.output(squared_relu(self.input(x)))
         return y
 
 
