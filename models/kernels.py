@@ -1,4 +1,4 @@
-"""How do two elementwise layers run fast on a CPU? The same functions, with fewer passes.
+"""How do elementwise layers run fast on a CPU? The same functions, with fewer passes.
 
 On a CPU these layers wait for memory and for `tanh`, not for products. Each class below is one
 function with its gradient written by hand for float32 and float64; elsewhere (a GPU, bfloat16, a
@@ -23,6 +23,8 @@ from torch.nn import Parameter
 EXACT = (torch.float32, torch.float64)
 PLAIN = (Tensor, Parameter)
 
+PIECE = 2**17  # numbers
+
 
 def by_hand(x: Tensor, weight: Tensor | None = None) -> bool:
     """Is x where the functions of this file are the better ones? A compiler fuses better still.
@@ -40,12 +42,18 @@ def silent(kind: type) -> bool:
     return getattr(kind, "__torch_function__", None) is torch._C._disabled_torch_function_impl
 
 
+def pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of a contiguous tensor that a core's own cache holds a few of."""
+    return torch.split(x.view(-1), PIECE)
+
+
 class TanhGELU(Function):
     """x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), as GPT-2 has it.
 
     Hendrycks & Gimpel 2016, section 2. Since (1 + tanh u) / 2 = sigmoid(2u), and torch's sigmoid
-    costs a third of its tanh, it is computed as x s with s = sigmoid(a x + b x^3). The derivative,
-    s + s (1 - s) (a x + 3 b x^3), is taken while x is at hand, and kept instead of x.
+    costs a third of its tanh, it is computed as x s with s = sigmoid(v), v = a x + b x^3. The
+    derivative, s + s (1 - s) (3 v - 2 a x), is taken while v is at hand, and kept instead of x:
+    piece by piece, so that no more than a piece goes to memory and back between two passes.
     """
 
     a = 2 * math.sqrt(2 / math.pi)
@@ -54,12 +62,23 @@ class TanhGELU(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """Any shape to the same shape."""
-        a, b = x.new_full((), TanhGELU.a), TanhGELU.b
-        s = torch.addcmul(a, x, x, value=b).mul_(x).sigmoid_()
-        if ctx.needs_input_grad[0]:
-            slope = torch.addcmul(a, x, x, value=3 * b).mul_(x)
-            ctx.save_for_backward(torch.ops.aten.sigmoid_backward(slope, s).add_(s))
-        return x * s
+        if not ctx.needs_input_grad[0]:
+            return TanhGELU.inner(x).sigmoid_().mul_(x)
+        y, derivative = torch.empty_like(x), torch.empty_like(x)
+        for part, s, d in zip(pieces(x), pieces(y), pieces(derivative), strict=True):
+            v = TanhGELU.inner(part)
+            torch.sigmoid(v, out=s)
+            v.sub_(part, alpha=2 * TanhGELU.a / 3)
+            torch.ops.aten.sigmoid_backward(v, s, grad_input=d)
+            torch.add(s, d, alpha=3, out=d)
+            s.mul_(part)
+        ctx.save_for_backward(derivative)
+        return y
+
+    @staticmethod
+    def inner(x: Tensor) -> Tensor:
+        """v, a tensor of its own."""
+        return torch.mul(x, x).mul_(TanhGELU.b).add_(TanhGELU.a).mul_(x)
 
     @staticmethod
     @once_differentiable
@@ -69,10 +88,53 @@ class TanhGELU(Function):
         return result
 
 
+class SquaredReLU(Function):
+    """max(x, 0)^2 (So et al. 2021): two passes and back, where torch's square takes six."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Any shape to the same shape."""
+        positive = x.clamp_min(0)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        result: Tensor = (gradient * positive).mul_(2)
+        return result
+
+
+class SoftCap(Function):
+    """y = c tanh(x / c) (Gemma 2, 2024, section 2), whose derivative is 1 - (y / c)^2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        """Any shape to the same shape."""
+        y = torch.empty_like(x)
+        for part, capped in zip(pieces(x), pieces(y), strict=True):
+            torch.div(part, limit, out=capped).tanh_().mul_(limit)
+        ctx.limit = limit
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_x = torch.empty_like(gradient)
+        for part, g, d in zip(pieces(y), pieces(gradient), pieces(of_x), strict=True):
+            torch.mul(g, part, out=d).mul_(part).mul_(-(ctx.limit**-2)).add_(g)
+        return of_x, None
+
+
 class RootMeanSquare(Function):
     """n w with n = x / sqrt(mean(x^2) + epsilon) over the last axis (Zhang & Sennrich 2019, eq. 4).
 
-    With r the reciprocal root, the gradient is r (g w - n mean(g w n)) for x and sum(g n) for w.
+    With r the reciprocal root, the gradient is r g w - x r^3 mean(g w x) for x, and for w the sum
+    of r g x.
     """
 
     @staticmethod
@@ -88,11 +150,10 @@ class RootMeanSquare(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, weight = ctx.saved_tensors
-        n = x * r
-        products = gradient * n
-        of_weight = products.flatten(0, -2).sum(0)
-        mean = (products @ weight).div_(x.shape[-1]).unsqueeze(-1)
-        of_x = torch.addcmul(gradient * weight, n, mean, value=-1).mul_(r)
+        products = (gradient * x).flatten(0, -2)
+        of_weight = r.flatten() @ products
+        share = (products @ weight).view_as(r).div_(-x.shape[-1]).mul_(r).mul_(r).mul_(r)
+        of_x = (gradient * weight).mul_(r).addcmul_(x, share)
         return of_x, of_weight, None
 
 

@@ -6,6 +6,7 @@ Letters: B batch, T tokens, D width, H heads, K head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,16 @@ from torch.nn import functional as F
 from models.attention import Mask, starts
 from models.cache import Cache, FixedCache, KeyValues
 from models.interface import Config, Model
-from models.kernels import EXACT, RootMeanSquare, TanhGELU, by_hand, constants, root_mean_square
+from models.kernels import (
+    EXACT,
+    RootMeanSquare,
+    SoftCap,
+    SquaredReLU,
+    TanhGELU,
+    by_hand,
+    constants,
+    root_mean_square,
+)
 
 INITIAL_STD = 0.02  # GPT-2's (Radford et al. 2019), kept by nearly all decoders since
 
@@ -153,12 +163,42 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
+def products(x: Tensor, linear: nn.Linear, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """linear(x), cut along its last axis into parts of these sizes.
+
+    One product in all, but one for each part where gradients flow on a CPU: there an activation of
+    a part that stands apart costs half as much, and the parts' gradients need not be joined again.
+    """
+    if torch.is_grad_enabled() and by_hand(x):
+        return tuple(F.linear(x, weight) for weight in torch.split(linear.weight, list(sizes)))
+    y: Tensor = linear(x)
+    return y.split_with_sizes(list(sizes), dim=-1)
+
+
+def product(linear: nn.Linear, *parts: Tensor) -> Tensor:
+    """linear of the parts joined along their last axis; see `products` for when they are not."""
+    if torch.is_grad_enabled() and by_hand(parts[0]):
+        weights = torch.split(linear.weight, [part.shape[-1] for part in parts], dim=1)
+        first, *more = map(F.linear, parts, weights)
+        return sum(more, first)
+    y: Tensor = linear(torch.cat(parts, dim=-1))
+    return y
+
+
 def gelu(x: Tensor) -> Tensor:
     """The tanh form of GELU (Hendrycks & Gimpel 2016) of a tensor of any shape."""
     if by_hand(x):
-        y: Tensor = TanhGELU.apply(x)  # type: ignore[no-untyped-call]
+        y: Tensor = TanhGELU.apply(x.contiguous())  # type: ignore[no-untyped-call]
         return y
     return F.gelu(x, approximate="tanh")
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, Primer) of a tensor of any shape."""
+    if by_hand(x):
+        y: Tensor = SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
+        return y
+    return F.relu(x).square()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +282,8 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     exact = x if x.dtype in EXACT else x.float()
     pairs = exact.view(*x.shape[:-1], -1, 2)
     if turns.is_complex():
+        if turns.dim() == 3 and torch.is_grad_enabled():  # once for each head: longer inner loops
+            turns = turns.expand(-1, x.shape[2], -1).contiguous()
         turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
     else:
         (a, b), (cosine, sine) = pairs.unbind(-1), turns.unbind(-1)
@@ -258,4 +300,7 @@ def attention_scale(config: Config, size: int) -> float | None:
 
 def soft_cap(logits: Tensor, limit: float) -> Tensor:
     """limit * tanh(logits / limit): logits stay within the limit (Gemma 2, 2024, section 2)."""
+    if by_hand(logits):
+        y: Tensor = SoftCap.apply(logits.contiguous(), limit)  # type: ignore[no-untyped-call]
+        return y
     return limit * torch.tanh(logits / limit)

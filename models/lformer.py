@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from models.attention import attend
 from models.decoder import RotaryConfig, RotaryDecoder
 from models.interface import Role
-from models.layers import Frame, RMSNorm, attention_scale, rotate
+from models.layers import Frame, RMSNorm, attention_scale, product, products, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,38 +48,38 @@ class LformerConfig(RotaryConfig):
 
 
 class Block(nn.Module):
-    """Attention and gated SiLU side by side: one product in, one product out."""
+    """Attention and gated SiLU side by side: one matrix in, one matrix out."""
 
     def __init__(self, config: LformerConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.size, inner = layer, config.size, config.inner
         self.scale = attention_scale(config, config.size)
-        groups = config.key_value_heads
-        self.split = (config.width, groups * self.size, groups * self.size, inner, inner)
+        self.heads = [config.heads, config.key_value_heads, config.key_value_heads]
+        self.split = (sum(self.heads) * self.size, inner, inner)
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.input = nn.Linear(config.width, sum(self.split), bias=False)
         self.output = nn.Linear(config.width + inner, config.width, bias=False)
         self.attenuation = nn.Parameter(torch.ones(2))  # lambda_a, lambda_f
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
-        q, k, v, gate, up = self.input(self.norm(x)).split(self.split, dim=-1)
-        mixed = self.attention(q, k, v, frame)
+        heads, gate, up = products(self.norm(x), self.input, self.split)
         of_attention, of_feed_forward = self.attenuation.unbind()
-        written = torch.cat((of_feed_forward * mixed, F.silu(gate) * up), dim=-1)
-        y: Tensor = of_feed_forward * of_attention * x + self.output(written)
+        mixed = of_feed_forward * self.attention(heads, frame)
+        written = product(self.output, mixed, F.silu(gate) * up)
+        y: Tensor = of_feed_forward * of_attention * x + written
         return y
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
-        """(B, T, D), (B, T, G K) twice to (B, T, D)."""
+    def attention(self, heads: Tensor, frame: Frame) -> Tensor:
+        """Queries, keys and values (B, T, (H + 2 G) K) to (B, T, D)."""
         assert frame.rotation is not None, "a rotary decoder prepares the rotations"
-        B, T, D = q.shape
-        q, k, v = (part.view(B, T, -1, self.size) for part in (q, k, v))  # (B, T, H or G, K)
+        B, T, _ = heads.shape
+        q, k, v = torch.split(heads.view(B, T, -1, self.size), self.heads, dim=2)
         q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if frame.cache is not None:
             k, v = frame.cache.append(self.layer, k, v)
         mixed = attend(q, k, v, frame.mask, scale=self.scale)
-        return mixed.transpose(1, 2).reshape(B, T, D)
+        return mixed.transpose(1, 2).reshape(B, T, -1)
 
 
 class Lformer(RotaryDecoder):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models.attention import attend
 from models.decoder import RotaryConfig, RotaryDecoder
-from models.layers import Frame, RMSNorm, attention_scale, rotate
+from models.layers import Frame, RMSNorm, attention_scale, products, rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class Attention(nn.Module):
     """Causal self-attention, grouped queries; queries and keys are turned by their positions."""
 
     window: int | None = None  # how far it reads; None: everything
+    plain = True  # `normed` does nothing
 
     def __init__(self, config: RotaryConfig, layer: int) -> None:
         super().__init__()
@@ -46,28 +47,32 @@ class Attention(nn.Module):
         self.size = config.size
         self.scale = attention_scale(config, config.size)
         groups = config.key_value_heads
-        self.heads, self.split = (config.heads, groups), (config.heads + groups, groups)
-        all_heads = sum(self.split)
-        self.query_key_value = nn.Linear(config.width, all_heads * self.size, bias=False)
+        self.heads, self.turning = (config.heads, groups), (config.heads + groups, groups)
+        self.split = (config.width, groups * self.size, groups * self.size)
+        self.query_key_value = nn.Linear(config.width, sum(self.split), bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
-    def turned(self, heads: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, T, H + G, K), turned: (B, T, H, K) and (B, T, G, K).
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, T, H or G, K) before they are turned: as they are."""
+        return q, k
 
-        With a gradient apart: those of both would be put together first, a pass more.
-        """
-        if not torch.is_grad_enabled():
-            q, k = rotate(heads, rotation).split_with_sizes(self.heads, dim=2)
-            return q, k
-        q, k = heads.split_with_sizes(self.heads, dim=2)
-        return rotate(q, rotation), rotate(k, rotation)
+    def turned(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, turned, and values, (B, T, H or G, K), of x (B, T, D)."""
+        B, T, _ = x.shape
+        if self.plain and not torch.is_grad_enabled():  # both are turned by one call
+            heads = self.query_key_value(x).view(B, T, -1, self.size)
+            turning, v = heads.split_with_sizes(self.turning, dim=2)
+            q, k = rotate(turning, rotation).split_with_sizes(self.heads, dim=2)
+            return q, k, v
+        parts = products(x, self.query_key_value, self.split)
+        q, k, v = (part.view(B, T, -1, self.size) for part in parts)
+        q, k = self.normed(q, k)
+        return rotate(q, rotation), rotate(k, rotation), v
 
     def forward(self, x: Tensor, frame: Frame) -> Tensor:
         assert frame.rotation is not None, "a rotary decoder prepares the rotations"
         B, T, D = x.shape
-        heads = self.query_key_value(x).view(B, T, -1, self.size)
-        turning, v = heads.split_with_sizes(self.split, dim=2)
-        q, k = self.turned(turning, frame.rotation)
+        q, k, v = self.turned(x, frame.rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if frame.cache is not None:
             k, v = frame.cache.append(self.layer, k, v)
@@ -77,16 +82,16 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """output(silu(gate(x)) * up(x)), Shazeer 2020; one product gives the gate, then up."""
+    """output(silu(gate(x)) * up(x)), Shazeer 2020; one matrix gives the gate, then up."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.inner = inner
+        self.split = (inner, inner)
         self.gate_up = nn.Linear(width, 2 * inner, bias=False)
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).split_with_sizes((self.inner, self.inner), dim=-1)
+        gate, up = products(x, self.gate_up, self.split)
         y: Tensor = self.output(F.silu(gate) * up)
         return y
 

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.decoder import RotaryConfig, RotaryDecoder
-from models.layers import Frame, RMSNorm, require, rotate, soft_cap
+from models.layers import Frame, RMSNorm, require, soft_cap, squared_relu
 from models.llama import Attention as RotaryAttention
 from models.llama import FeedForward as GatedFeedForward
 
@@ -71,15 +70,16 @@ class ModernConfig(RotaryConfig):
 class Attention(RotaryAttention):
     """LLaMA's, with queries and keys normed before they are turned, and a window of its own."""
 
+    plain = False
+
     def __init__(self, config: ModernConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.window = config.windows[layer]
         self.query_norm = RMSNorm(config.size, config.norm_epsilon)
         self.key_norm = RMSNorm(config.size, config.norm_epsilon)
 
-    def turned(self, heads: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = heads.split_with_sizes(self.heads, dim=2)
-        return rotate(self.query_norm(q), rotation), rotate(self.key_norm(k), rotation)
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_norm(q), self.key_norm(k)
 
 
 class FeedForward(nn.Module):
@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.output(F.relu(self.input(x)).square())
+        y: Tensor = self.output(squared_relu(self.input(x)))
         return y
 
 

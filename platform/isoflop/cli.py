@@ -63,7 +63,16 @@ def parser() -> argparse.ArgumentParser:
         "--model", action="append", help="a model of the zoo (default: all); repeatable"
     )
     steps.add_argument(
-        "--steps", type=int, default=12, help="pairs measured per shape (default: 12)"
+        "--shape",
+        action="append",
+        help="layers x width: 4x128, 6x256 or 8x512 (default: the "
+        "first two, about 40 s a model; the last takes as long again); repeatable",
+    )
+    steps.add_argument(
+        "--steps",
+        type=int,
+        help="pairs measured per shape (default: 12, 6 and 3, the larger "
+        "the fewer); with --device, steps of a round (default: 12)",
     )
     _device_options(steps)
     steps.add_argument("--rows", type=int, default=16, help="of a step (default: %(default)s)")
@@ -282,10 +291,13 @@ def _bench_train(options: argparse.Namespace) -> int:
     from isoflop.benchmarks import training, utilisation
 
     if options.device is None:
-        return training.show(options.model, options.steps)
+        return training.show(options.model, options.shape, options.steps)
+    if options.shape:
+        raise ValueError("--shape is of a CPU's benchmark; with --device, --size says how large")
     setting = utilisation.Setting(
         device=options.device, rows=options.rows, compiling=options.compile,
-        backend=options.backend, steps=options.steps,
+        backend=options.backend,
+        steps=12 if options.steps is None else options.steps,
     )  # fmt: skip
     return utilisation.show(options.model, options.size, setting)
 

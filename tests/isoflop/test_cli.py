@@ -48,6 +48,11 @@ def test_an_unknown_model_is_refused_with_what_there_is(
     assert "gpt2" in line and "llama" in line
 
 
+def test_shapes_of_a_cpu_are_refused_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("bench", "train", "--device", "cuda", "--shape", "4x128") == 2
+    assert "--size" in capsys.readouterr().err
+
+
 def test_ui_without_a_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("ui", str(tmp_path)) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Are the hand-written functions torch's own, gradients included?"""
+"""Are the hand-written functions torch's own, gradients included, and products in parts as well?"""
 
 from collections.abc import Callable
 
@@ -7,14 +7,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.layers import RMSNorm, gelu
+from models import kernels
+from models.layers import RMSNorm, gelu, product, products, soft_cap, squared_relu
 
 
 def theirs_gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-PAIRS = {"gelu": (gelu, theirs_gelu)}
+def our_cap(x: Tensor) -> Tensor:
+    return soft_cap(x, 3.0)
+
+
+PAIRS = {
+    "gelu": (gelu, theirs_gelu),
+    "squared relu": (squared_relu, lambda x: F.relu(x).square()),
+    "cap": (our_cap, lambda x: 3.0 * torch.tanh(x / 3.0)),
+}
 Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
@@ -74,6 +83,26 @@ def test_inputs_are_left_as_they_were(pair: Pair) -> None:
     assert torch.equal(x, before)
 
 
+def test_long_tensors_are_computed_piece_by_piece(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(5, 7)
+    whole = gradients(pair[0], x)
+    monkeypatch.setattr(kernels, "PIECE", 8)
+    for cut, uncut in zip(gradients(pair[0], x), whole, strict=True):
+        torch.testing.assert_close(cut, uncut)
+
+
+def test_tensors_with_gaps_are_taken(pair: Pair) -> None:
+    x = torch.randn(6, 4)
+    gapped = torch.cat((x, x), dim=1)[:, :4]
+    for ours, theirs in zip(gradients(pair[0], gapped), gradients(pair[0], x), strict=True):
+        assert torch.equal(ours, theirs)
+    leaf = x.clone().requires_grad_()
+    pair[0](leaf).T.sum().backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+
+
 def test_bfloat16_is_left_to_torch(pair: Pair) -> None:
     x = torch.randn(3, 8).bfloat16()
     assert torch.equal(pair[0](x), pair[1](x))
@@ -118,3 +147,22 @@ def test_the_norms_gradients_equal_finite_differences() -> None:
 def test_the_norm_of_nothing_is_nothing() -> None:
     y = norms(4)[0](torch.zeros(2, 4))
     assert torch.equal(y, torch.zeros(2, 4))
+
+
+def test_products_in_parts_equal_one_product() -> None:
+    """With gradients, each part is a product of its own; without, one is cut or joined."""
+    torch.manual_seed(0)
+    into, out = torch.nn.Linear(6, 10, bias=False), torch.nn.Linear(10, 6, bias=False)
+    x = torch.randn(2, 3, 6, requires_grad=True)
+    parts = products(x, into, (4, 5, 1))
+    y = product(out, *parts)
+    with torch.no_grad():
+        whole = products(x, into, (4, 5, 1))
+        again = product(out, *whole)
+    for ours, theirs in zip((*parts, y), (*whole, again), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs)
+    inputs = (x, into.weight, out.weight)
+    expected = torch.autograd.grad(out(into(x)).square().sum(), inputs)
+    found = torch.autograd.grad(y.square().sum(), inputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

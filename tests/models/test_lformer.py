@@ -23,7 +23,8 @@ def test_a_block_is_the_stated_formula() -> None:
     model.hidden(torch.randint(61, (2, 7)))
     (x, _), y = seen[0]
     n = block.norm(x)
-    q, k, v, gate, up = (F.linear(n, part) for part in block.input.weight.split(block.split))
+    widths = (32, 16, 16, CONFIG.inner, CONFIG.inner)
+    q, k, v, gate, up = (F.linear(n, part) for part in block.input.weight.split(widths))
     q, k = (rotate(part.view(2, 7, -1, 8), model.rotation[:7]).transpose(1, 2) for part in (q, k))
     mixed = attend(q, k, v.view(2, 7, -1, 8).transpose(1, 2)).transpose(1, 2).reshape(2, 7, 32)
     of_attention, of_inner = block.output.weight.split((32, CONFIG.inner), dim=1)

@@ -39,6 +39,10 @@ SHAPES = {
     "6 x 256": (256, 6, 8, 256, 4096, 2048),
     "8 x 512": (512, 8, 8, 256, 8192, 1024),
 }
+# Pairs measured of a shape: the longer they take, the less they differ
+PAIRS = {"4 x 128": 12, "6 x 256": 6, "8 x 512": 3}
+USUAL = ("4 x 128", "6 x 256")  # where none is asked for; the largest takes as long as these two
+WARM = 2  # steps before any is measured: memory and the optimizer's moments are new to the first
 Call = Callable[[], Any]
 
 
@@ -82,10 +86,8 @@ def config(kind: type[Config], shape: str) -> tuple[Config, int]:
     return kind(context=context, vocab=vocab, **fields), tokens
 
 
-def measure(kind: type[Config], shape: str, steps: int) -> tuple[float, list[float]]:
-    """(tokens per CPU second of the loop, floor / loop per step) over `steps` steps after two to
-    warm.
-    """
+def measure(kind: type[Config], shape: str, pairs: int) -> tuple[float, list[float]]:
+    """(tokens per CPU second of the loop, floor / loop of each of so many `pairs`)."""
     plain, batch_tokens = config(kind, shape)
     objective = targets.suiting(plain)()
     model = objective.prepare(plain, plain.vocab)
@@ -94,27 +96,28 @@ def measure(kind: type[Config], shape: str, steps: int) -> tuple[float, list[flo
         objective=objective,
         optimizer=AdamW(lr=1e-3),
         batch_tokens=batch_tokens,
-        tokens=batch_tokens * (steps + 3),
+        tokens=batch_tokens * (WARM + pairs + 1),  # the last step evaluates, and is not measured
         data=Text(fingerprint="benchmark"),
         evaluation=Evaluation(tokens=model.context, times=1),
     )
     calls, clock = floor(run), time.process_time
-    pairs: list[tuple[float, float]] = []
+    found: list[tuple[float, float]] = []
     left = clock()
 
     def report(records: list[Record]) -> None:
         nonlocal left
         loop, began = clock() - left, clock()
-        with torch.no_grad():
-            for call in calls:
-                call()
-        pairs.append((clock() - began, loop))
+        if WARM <= len(found) <= WARM + pairs:
+            with torch.no_grad():
+                for call in calls:
+                    call()
+        found.append((clock() - began, loop))
         left = clock()
 
     with tempfile.TemporaryDirectory() as folder:
         inputs = _inputs(run, Path(folder))
         train(run, inputs, Ranks(), Path(folder) / "checkpoints", Hooks(report=report))
-    kept = pairs[3 : 3 + steps - 1]  # the first is step 0, then two to warm; the last evaluates
+    kept = found[1 + WARM : 1 + WARM + pairs]  # the first is that of step 0
     speed = batch_tokens / statistics.median(loop for _, loop in kept)
     return speed, [low / loop for low, loop in kept]
 
@@ -128,20 +131,35 @@ def _inputs(run: Run, folder: Path) -> Inputs:
     return Inputs(batches=batches, held_out=one)
 
 
-def show(names: list[str] | None, steps: int) -> int:
-    """Print the table for the named models of the zoo (all by default)."""
+def show(names: list[str] | None, shapes: list[str] | None = None, pairs: int | None = None) -> int:
+    """Print the table for the named models of the zoo (all by default), shape after shape.
+
+    Raises ValueError for unknown names and for too few pairs, before anything is measured.
+    """
     for name in names or ():
         if name not in ZOO:
             raise ValueError(f"--model {name}: known models are {', '.join(ZOO)}")
+    if pairs is not None and pairs < 2:
+        raise ValueError(f"--steps {pairs}: quartiles need at least 2")
+    wanted = [_shape(shape) for shape in shapes or USUAL]
     settle(threads=1)
     print("training loop against its matrix products and attention, one thread, float32, CPU time")
-    print(
-        f"{'model':<8} {'shape':<8} {'tokens / CPU s':>15} {'floor / loop':>13} {'(quartiles)':>15}"
-    )
-    for name in names or ZOO:
-        for shape in SHAPES:
-            speed, ratios = measure(ZOO[name], shape, steps)
+    columns = f"{'tokens / CPU s':>15} {'floor / loop':>13} {'(quartiles)':>15}"
+    print(f"{'model':<10} {'shape':<8} {columns}")
+    for shape in wanted:
+        for name in names or ZOO:
+            print(f"{name:<10} {shape:<8}", end=" ", flush=True)  # what is being measured
+            speed, ratios = measure(ZOO[name], shape, pairs or PAIRS[shape])
             low, middle, high = statistics.quantiles(ratios, n=4)
             quartiles = f"({low:.2f}-{high:.2f})"
-            print(f"{name:<8} {shape:<8} {speed:15,.0f} {middle:13.2f} {quartiles:>15}")
+            print(f"{speed:15,.0f} {middle:13.2f} {quartiles:>15}", flush=True)
     return 0
+
+
+def _shape(asked: str) -> str:
+    """Layers x width, with or without spaces."""
+    known = {shape.replace(" ", ""): shape for shape in SHAPES}
+    found = known.get(asked.replace(" ", ""))
+    if found is None:
+        raise ValueError(f"--shape {asked}: known shapes are {', '.join(known)}")
+    return found

@@ -146,6 +146,11 @@ def _slice(own: Stacked, index: Any) -> Stacked:
     return Stacked.of(own.values[(slice(None), *places)])
 
 
+def _split(own: Stacked, sizes: list[int], dim: int = 0) -> tuple[Stacked, ...]:
+    axis = dim if dim < 0 else dim + 1
+    return tuple(Stacked.of(part) for part in torch.split(own.values, sizes, axis))
+
+
 def _values(own: Any) -> Tensor:
     """Raises Unstackable for a plain tensor among stacked ones."""
     if not isinstance(own, Stacked):
@@ -161,6 +166,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     Tensor.__getitem__: _slice,
     Tensor.shape.__get__: lambda own: own.values.shape[1:],  # type: ignore[attr-defined]
     Tensor.dim: lambda own: own.values.dim() - 1,
+    torch.split: _split,
     Tensor.unbind: lambda own: tuple(Stacked.of(part) for part in own.values.unbind(1)),
     **{
         each: _elementwise(function)
