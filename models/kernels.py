@@ -151,7 +151,7 @@ class RootMeanSquare(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, weight = ctx.saved_tensors
         products = (gradient * x).flatten(0, -2)
-        of_weight = r.flatten() @ products
+        of_weight = torch.mv(products.t(), r.flatten())
         share = (products @ weight).view_as(r).div_(-x.shape[-1]).mul_(r).mul_(r).mul_(r)
         of_x = (gradient * weight).mul_(r).addcmul_(x, share)
         return of_x, of_weight, None
