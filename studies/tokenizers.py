@@ -22,8 +22,8 @@ BYTES_PER_TOKEN = {"bytes": 1.0, "bpe-512": 2.0, "bpe-2k": 3.0, "bpe-8k": 3.7}
 
 # About the best size of each: the larger the head, the smaller the model that pays for it.
 WIDTHS = {
-    "bytes": [8, 16, 24, 32],
-    "bpe-512": [8, 16, 24, 32],
+    "bytes": [8, 12, 16, 24, 32],
+    "bpe-512": [8, 12, 16, 24, 32],
     "bpe-2k": [6, 8, 12, 16, 24],
     "bpe-8k": [4, 6, 8, 12, 16],
 }
