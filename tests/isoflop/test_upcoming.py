@@ -59,7 +59,7 @@ def command(storage: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -
         record.save(record.table(campaign.jobs), campaign.folder / "runs.parquet")
         return False
 
-    monkeypatch.setattr(Campaign, "_train", here)
+    monkeypatch.setattr("isoflop.execution.carry_out", here)
 
     def call(*arguments: str) -> int:
         where = ["--set", f"data={text_folder}", "--storage", str(storage)]

@@ -169,7 +169,7 @@ def test_a_study_ends_with_all_it_has_at_the_url(
         campaign.report()
         return False
 
-    monkeypatch.setattr(Campaign, "_train", here)
+    monkeypatch.setattr("isoflop.execution.carry_out", here)
     url = f"file://{tmp_path / 'store'}"
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
