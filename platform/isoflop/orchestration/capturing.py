@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from isoflop.data import feed
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
@@ -165,18 +167,18 @@ class Capturing:
         self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
     ) -> Record:
         self.began = self.clock()
+        if step == 0 and not self.insists:
+            return {LATER: 1.0}
         if sharding.is_sharded(model):  # ranks write unequally much; shards want equally many calls
             model = sharding.copy(self.run, model, self.ranks)
         models = {"raw": model, "ema": averaged or model}
         if self.insists:
             kept = step in (0, self.last) or self._affords(models, step, progress, 2)
             return self._captured(models, step) if kept else {SKIPPED: 1.0}
-        if step == 0:
-            return {LATER: 1.0}
         begins = 0 in waiting(progress.history)
         if self._affords(models, step, progress, 1 + begins + (step < self.last)):
             if begins:
-                progress.history.append(self._first())
+                progress.history.append(self._first(next(model.parameters()).device))
             return self._captured(models, step)
         if step < self.last:
             return {SKIPPED: 1.0}
@@ -209,9 +211,10 @@ class Capturing:
         reading = self.captures[0].reading
         return self.takes + (PER_TOKEN_READ * reading.ahead(step) if reading else 0.0)
 
-    def _first(self) -> Record:
-        """The record of step 0, made later."""
-        model = initial(self.run).to(self.ranks.device)
+    def _first(self, device: torch.device) -> Record:
+        """The record of step 0, made later, where the model that is asked now has its place: a copy
+        of shards may have none on a GPU."""
+        model = initial(self.run).to(device)
         record = self._captured({"raw": model, "ema": model}, 0)
         return {"step": 0, "tokens": 0, "flops": 0.0, LATE: 1.0, **record}
 
