@@ -75,7 +75,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, f"isf{os.getpid()}"
         self.home, self.shared = folder / "laptop", folder / "shared"
-        self.home.mkdir()
+        (self.home / "tmp").mkdir(parents=True)
         self.shared.mkdir()
         _ip("netns", "add", self.name)
         for words in (
@@ -117,6 +117,9 @@ class Lab:
         environment = {
             **{name: os.environ[name] for name in ("LANG", "TERM") if name in os.environ},
             "HOME": str(self.home),
+            # Ray keeps there what a cluster's file came to, by the file's hash: with the key of
+            # whichever laptop had the same file before.
+            "TMPDIR": str(self.home / "tmp"),
             "PATH": f"{Path(sys.executable).parent}:{SEARCH}",
             "PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}",
             "PRIME_API_KEY": KEYS["laptop"],
