@@ -112,9 +112,15 @@ def _grouped(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     return torch.cat([part @ own for part, own in zip(parts, weights, strict=True)])
 
 
-# In a compiled model: torch can trace its kernel in bfloat16 only.
-_untraced: Callable[[Tensor, Tensor, Tensor], Tensor]
-_untraced = torch.compiler.disable(_grouped)  # type: ignore[no-untyped-call]
+def _untraced(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """In a compiled model: torch can trace its kernel in bfloat16 only."""
+    global _outside
+    if _outside is None:  # made late: it imports torch's compiler, a second of every process
+        _outside = torch.compiler.disable(_grouped)  # type: ignore[no-untyped-call]
+    return _outside(x, weights, counts)
+
+
+_outside: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 class Router(nn.Module):

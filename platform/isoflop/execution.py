@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from isoflop import preregister, tracking, trunks
 from isoflop.design import user_input
 from isoflop.orchestration.job import Job, result
 from isoflop.progress import Progress, near
-from isoflop.watching import Both, Fetched, Limited, Tracked
+from isoflop.watching import Both, Fetched, Limited, Spare, Tracked
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
@@ -35,11 +34,7 @@ def carry_out(campaign: Campaign, left: list[Job], source: Source | None = None)
     tracker = tracking.Tracker(
         machine.tracking_uri, campaign.study.name, machine.storage / "mlartifacts"
     )
-    warm = ThreadPoolExecutor(1).submit(_import_report)  # while Ray's processes start
-    try:
-        _on_a_cluster(campaign, left, source, tracker)
-    finally:
-        warm.result()
+    _on_a_cluster(campaign, left, source, tracker)
     if (campaign.folder / "stop").exists():
         _close(tracker)
         return True
@@ -69,11 +64,13 @@ def _on_a_cluster(
         bars = Progress(left, done, price=campaign.limits.price, further=further)
         progress = stack.enter_context(bars)
         limited = stack.enter_context(Limited(campaign.limits, stop))
+        spare = stack.enter_context(Spare(_import_report, len(left) + further, places.last.at_once))
         watcher = Both(
             Fetched(machine.mirror),
             *([source] if source else []),
             progress,
             limited,
+            spare,
             Tracked(tracker, campaign.study),
         )
         if source:

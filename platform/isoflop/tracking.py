@@ -68,7 +68,7 @@ class Tracker:
         self.error: BaseException | None = None
         self.experiment_id: str | None = None
         self._patient: Patient | None = None
-        self._ready = threading.Event()
+        self._runs: dict[str, str] = {}
         self._thread.start()
 
     def start(
@@ -117,15 +117,17 @@ class Tracker:
 
     def _work(self, experiment: str, artifacts: Path) -> None:
         try:
+            first = self._queue.get()  # before that, the import would slow the study's own start
+            if first is None:
+                return
             writer = _Writer(self.uri, experiment, artifacts)
             self._patient = writer.client
             self.experiment_id = writer.experiment
             self._runs = writer.runs
-            self._ready.set()
+            first(writer)
             self._drain(writer)
         except Exception as error:  # kept for close(): tracking must never end a training
             self.error = error
-            self._ready.set()
 
     def _drain(self, writer: _Writer) -> None:
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,31 @@ class Tracked:
         # Its last second was told to nobody where a process was killed and went on.
         self.tracker.log(job.run.identity, record.records(job.folder))
         self.tracker.end(job.run.identity, result["status"], summary, files)
+
+
+class Spare:
+    """Does `work` in a thread once fewer than `at_once` of the `runs` are left: a core is idle
+    then, and would be taken from the training before. Left with `with`, it has ended."""
+
+    def __init__(self, work: Callable[[], None], runs: int, at_once: int) -> None:
+        self.left, self.at_once = runs, at_once
+        self.thread = threading.Thread(target=work, name="spare")
+
+    def __enter__(self) -> Spare:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.thread.ident is not None:  # it was started
+            self.thread.join()
+
+    def started(self, job: Job) -> None: ...
+
+    def progressed(self, job: Job, records: list[Record]) -> None: ...
+
+    def ended(self, job: Job, result: dict[str, Any]) -> None:
+        self.left -= 1
+        if self.left < self.at_once and self.thread.ident is None:
+            self.thread.start()
 
 
 @dataclass(frozen=True, kw_only=True)

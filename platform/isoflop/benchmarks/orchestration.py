@@ -131,7 +131,8 @@ def _take(storage: Path, way: str, points: int, tokens: int, at_once: int, *addr
     ended = time.time() - began
     results = [json.loads(path.read_text()) for path in storage.glob("bench/runs/*/result.json")]
     if done.returncode or len(results) != points:
-        raise RuntimeError(f"{way} trained {len(results)} of {points} runs:\n{done.stderr[-3000:]}")
+        said = f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        raise RuntimeError(f"{way} trained {len(results)} of {points} runs:\n{said}")
     spans = [(values["started"] - began, values["ended"] - began) for values in results]
     return Took(
         trained=max(end for _, end in spans), ended=ended, spans=spans,
@@ -243,7 +244,7 @@ def _recovery(storage: Path, tokens: int, resources: Resources) -> None:
 
 def trainers() -> list[int]:
     """This process's descendants that carry out a trial."""
-    return titled("ImplicitFunc.train")
+    return titled("LoneTrial.train")
 
 
 def titled(title: str) -> list[int]:

@@ -34,6 +34,10 @@ class Gpu:
 
 
 ASK_SECONDS = 120.0  # for a process on a GPU's node to start and import torch
+# What trials need. Ray starts a process for each core at once, before it knows what for: these
+# import it while the driver imports its own.
+PRELOADED = "isoflop.orchestration.trials,ray.tune"
+PRELOADING = 8  # cores at most: each such process has some 300 MB, whether or not a run needs it
 GONE_SECONDS = 60.0  # for Ray to see that a node is gone
 
 # Ray reads these when it starts; facts behind each in the comment.
@@ -149,6 +153,8 @@ def _start(cpus: int | None, options: dict[str, Any]) -> None:
     """A local cluster; once more if the machine was too loaded for Ray's fixed 30 s of patience."""
     import ray
 
+    if (cpus or os.cpu_count() or 1) <= PRELOADING:
+        os.environ.setdefault("RAY_preload_python_modules", PRELOADED)
     for attempt in (1, 2):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)

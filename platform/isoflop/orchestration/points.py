@@ -1,10 +1,9 @@
 """How are many runs carried out side by side? As Ray Tune trials, each in one of two ways.
 
-One worker: the run trains inside its trial. Trials are functions in reused processes
-(`reuse_actors`), one core and one thread each, as many at once as there are cores, or as GPUs hold
-(`sharing`): a further trial costs a fraction of a second, where a fresh process would cost the
-import of torch, and a nested start tens of seconds. Small runs of one shape may share a trial, and
-train as one (`together`).
+One worker: the run trains inside its trial. Trials share processes (`reuse_actors`), one core and
+one thread each, as many at once as there are cores, or as GPUs hold (`sharing`): a further trial
+costs a tenth of a second, where a fresh process would cost the import of torch, and a nested start
+tens of seconds. Small runs of one shape may share a trial, and train as one (`together`).
 
 Several workers: the trial has a group of Ray Train's do the work (`groups`), computes nothing
 itself, and keeps the group for the points after it.
@@ -18,14 +17,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.orchestration.job import Job
 from isoflop.orchestration.slots import Slots
 from isoflop.orchestration.together import Packing, Source, Waiting, packs
-from isoflop.orchestration.trials import RESTARTS, failed, group_trial, train_here
+from isoflop.orchestration.trials import RESTARTS, failed, group_trial, lone_trial
 from isoflop.training.loop import Record
 
 GRACE_SECONDS = 20.0  # for running points to write a checkpoint when the study is stopped
@@ -121,7 +121,7 @@ def _fit(
 
     if slots.workers == 1:
         trial = tune.with_resources(
-            tune.with_parameters(train_here, jobs=jobs), _reserved(jobs, slots)
+            tune.with_parameters(lone_trial(), jobs=jobs), _reserved(jobs, slots)
         )
     else:
         # Zero CPUs: the trial only waits for its workers, and reserving a core for it would leave
@@ -130,7 +130,7 @@ def _fit(
         arguments = {"jobs": jobs, "slots": slots, "store": store}
         trial = tune.with_resources(tune.with_parameters(group_trial(), **arguments), bundle)
     listener, stopper = _observers(jobs, watcher, stop_file)
-    tune.Tuner(
+    tuner = tune.Tuner(
         trial,
         param_space=what.get("param_space", {}),
         tune_config=tune.TuneConfig(
@@ -146,7 +146,28 @@ def _fit(
             # Of a class Tune would ask for one, which the run has written itself.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
-    ).fit()
+    )
+    with _waiting_processes() if slots.workers == 1 else nullcontext():
+        tuner.fit()
+
+
+@contextmanager
+def _waiting_processes() -> Iterator[None]:
+    """Let Tune take the processes that Ray has started already (see `cluster`).
+
+    It asks for variables of its own in the environment of each trial's process, which makes Ray
+    start another: one for Lightning, and what Ray Train's workers read, which trials of one worker
+    have not. What opens a store stays.
+    """
+    from ray.tune.execution import class_cache as tunes
+
+    before = tunes.DEFAULT_ENV_VARS, tunes.ENV_VARS_TO_PROPAGATE
+    tunes.DEFAULT_ENV_VARS = {}
+    tunes.ENV_VARS_TO_PROPAGATE = {name for name in before[1] if name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        tunes.DEFAULT_ENV_VARS, tunes.ENV_VARS_TO_PROPAGATE = before
 
 
 def _reserved(jobs: dict[str, list[Job]], slots: Slots) -> Any:

@@ -1,16 +1,14 @@
 """What does the process of a Ray Tune trial do? It trains a run, or has a group of workers do so,
-and tells the driver.
-
-Reports go by the identity of their run, at most one a second: each makes the trial wait for Tune's
-loop.
+and tells the driver: by the identity of the run, once a second, and at once when it has ended.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from isoflop.orchestration.cluster import left
@@ -24,36 +22,81 @@ from isoflop.training.loop import Record
 from isoflop.training.micro import free
 
 RESTARTS = 3  # of one run whose process died
-REPORT_SECONDS = 1.0  # a report makes the trial wait for Tune's loop, so not every record at once
+REPORT_SECONDS = 1.0  # each report costs Tune's loop some milliseconds
 
 
-def train_here(config: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
-    """The trial of runs with one worker: trains in this very process."""
-    import torch
+def lone_trial() -> Any:
+    """The trial of runs with one worker: trains in this very process. A class, since Tune looks for
+    a function's end five times a second only, and lets it wait with each report."""
     from ray import tune
 
-    pack = config.get("jobs") or jobs[config["run"]]
-    if pack[0].stop_file.exists():
-        _tell({}, [(job, _unbegun(job)) for job in pack])
-        return
-    ranks = Ranks(device="cuda" if torch.cuda.is_available() else "cpu")
-    report = _Buffered(lambda records: tune.report({"records": records}))
-    values = execute_together(pack, ranks, report, beside)
-    free(ranks.device)  # others may share the GPU while this process waits for its next point
-    _tell(report.take(), list(zip(pack, values, strict=True)))
+    class LoneTrial(tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any], jobs: dict[str, list[Job]]) -> None:
+            self.jobs = jobs
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.work = Alone(new_config.get("jobs") or self.jobs[new_config["run"]])
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return self.work.look()
+
+    return LoneTrial
+
+
+class Alone:
+    """Runs that a thread of this process carries out: one, or several that train as one."""
+
+    def __init__(self, pack: list[Job]) -> None:
+        self.pack = pack
+        self.news: SimpleQueue[tuple[str, list[Record]] | list[dict[str, Any]] | BaseException]
+        self.news = SimpleQueue()
+        threading.Thread(target=self._train, name="training", daemon=True).start()
+
+    def look(self) -> dict[str, Any]:
+        """What was recorded in the last second, by the identity of its run; the results, and that
+        it is done, as soon as they are there."""
+        told: dict[str, Any] = {"records": {}}
+        end = time.monotonic() + REPORT_SECONDS
+        while (left := end - time.monotonic()) > 0:
+            try:
+                news = self.news.get(timeout=left)
+            except Empty:
+                break
+            if isinstance(news, BaseException):
+                raise news
+            if isinstance(news, list):
+                names = (job.run.identity for job in self.pack)
+                return {**told, "results": dict(zip(names, news, strict=True)), "done": True}
+            name, records = news
+            told["records"].setdefault(name, []).extend(records)
+        return told
+
+    def _train(self) -> None:
+        try:
+            self.news.put(self._results())
+        except BaseException as error:  # Tune's to deal with, by way of `look`
+            self.news.put(error)
+
+    def _results(self) -> list[dict[str, Any]]:
+        import torch
+
+        if self.pack[0].stop_file.exists():
+            return [_unbegun(job) for job in self.pack]
+        ranks = Ranks(device="cuda" if torch.cuda.is_available() else "cpu")
+        values = execute_together(self.pack, ranks, self._report, beside)
+        if ranks.device == "cuda":  # others may share it while this process waits for a next point
+            free(ranks.device)
+        return values
+
+    def _report(self, job: Job, records: list[Record]) -> None:
+        self.news.put((job.run.identity, records))
 
 
 def _unbegun(job: Job) -> dict[str, Any]:
     """How it stands with a job that the study's end comes before."""
     return result(job.folder) or {} if job.late else {"status": "stopped"}
-
-
-def _tell(records: dict[str, list[Record]], results: list[tuple[Job, dict[str, Any]]]) -> None:
-    """Whose records and results they are is said by identity."""
-    from ray import tune
-
-    named = {job.run.identity: values for job, values in results}
-    tune.report({"records": records, "results": named})
 
 
 def group_trial() -> Any:
@@ -127,23 +170,6 @@ def fitting(rows: int, workers: int, units: int) -> int:
     """The most workers, at most as many as before, that `units` cores or GPUs hold and that can
     share a batch of `rows` equally; 1 if nothing is left, since a node may come back."""
     return max(n for n in range(1, workers + 1) if n == 1 or (n <= units and rows % n == 0))
-
-
-class _Buffered:
-    """Passes records on at most once per `REPORT_SECONDS`, by the identity of their run."""
-
-    def __init__(self, send: Callable[[dict[str, list[Record]]], None]) -> None:
-        self.send, self.sent = send, time.monotonic()
-        self.waiting: dict[str, list[Record]] = {}
-
-    def __call__(self, job: Job, records: list[Record]) -> None:
-        self.waiting.setdefault(job.run.identity, []).extend(records)
-        if time.monotonic() - self.sent >= REPORT_SECONDS:
-            self.send(self.take())
-
-    def take(self) -> dict[str, list[Record]]:
-        taken, self.waiting, self.sent = self.waiting, {}, time.monotonic()
-        return taken
 
 
 def failed(job: Job, error: str) -> dict[str, Any]:

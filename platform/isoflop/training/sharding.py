@@ -8,17 +8,18 @@ may go on sharded or not. Where one goes on, each rank reads it whole before it 
 
 Every rank must call the model equally often. What does not, as rollouts, which ranks share out
 unevenly, is asked of a `copy` of the whole model; a few options are refused.
+
+torch's shards take half a second to import, which every process would pay: only what makes them
+does.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from isoflop.run import AdamW, Run
 from isoflop.training import optimizer
@@ -66,6 +67,9 @@ def shard(
     model: Model, optim: torch.optim.Optimizer, run: Run, ranks: Ranks
 ) -> tuple[Model, torch.optim.Optimizer]:
     """The model and its optimizer, both whole on the CPU, as this rank's shards on its device."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     moments = optim.state_dict()["state"]
     mesh = init_device_mesh(ranks.device.split(":")[0], (ranks.world,))
     for layer in getattr(model, "blocks", ()):  # of a decoder, which calls each as a whole
@@ -84,6 +88,8 @@ def shard(
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     """An optimizer's whole tensor, in shards as its parameter is; a count of steps as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if value.shape != parameter.shape or not isinstance(parameter, DTensor) or value.ndim == 0:
         return value
     place = value.to(parameter.device)
@@ -116,6 +122,8 @@ def gathered(
 def copy(run: Run, model: Model, ranks: Ranks) -> Model:
     """The whole model, with the weights as they are now, on every rank: on its device where all of
     them have the room, else in their machines' memory. All ranks must call it."""
+    from torch.distributed.tensor import DTensor
+
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     place = ranks.device if least(int(_has_room(size, ranks.device)), ranks) else "cpu"
     devices = [ranks.device] if ranks.device.startswith("cuda") else []
@@ -138,6 +146,8 @@ def _has_room(size: int, device: str) -> bool:
 
 
 def _whole(value: Any, ranks: Ranks) -> Any:
+    from torch.distributed.tensor import DTensor
+
     if not isinstance(value, Tensor):
         return value
     found = value.full_tensor() if isinstance(value, DTensor) else value
@@ -146,4 +156,5 @@ def _whole(value: Any, ranks: Ranks) -> Any:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
