@@ -10,7 +10,7 @@ import pytest
 from isoflop.design import UserError
 from isoflop.orchestration.job import Job
 from isoflop.run import Run
-from isoflop.watching import Limited, Limits
+from isoflop.watching import Limited, Limits, Spare
 
 MakeRun = Callable[..., Run]
 MakeJob = Callable[..., Job]
@@ -55,3 +55,16 @@ def test_the_tighter_of_hours_and_dollars_holds() -> None:
     assert Limits(price=6.0).seconds is None
     with pytest.raises(UserError, match="--max-flops is -1"):
         Limits(flops=-1.0)
+
+
+def test_spare_work_waits_until_a_core_is_idle(make_run: MakeRun, make_job: MakeJob) -> None:
+    job, done = make_job(make_run()), []
+    with Spare(lambda: done.append(1), runs=3, at_once=2) as spare:
+        spare.ended(job, {})
+        assert not done, "two are left, for two cores"
+        spare.ended(job, {})
+        spare.ended(job, {})
+    assert done == [1]
+    with Spare(lambda: done.append(2), runs=3, at_once=2):
+        pass
+    assert done == [1]

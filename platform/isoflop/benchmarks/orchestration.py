@@ -244,7 +244,7 @@ def _recovery(storage: Path, tokens: int, resources: Resources) -> None:
 
 def trainers() -> list[int]:
     """This process's descendants that carry out a trial."""
-    return titled("LoneTrial.train")
+    return titled("ResourceTrainable.train")  # as Tune names it, whatever it is
 
 
 def titled(title: str) -> list[int]:

@@ -63,10 +63,13 @@ def complete(
     """Make the captures that wait, and add them to the run's history and result, which is returned.
 
     What fails is a warning in the result: the run has ended well, and the next command tries again.
+    Where none waits any more, as after a process that died when it had made them, nothing is done.
     """
     if job.mirror:
         job.mirror.begin(job.folder, [part.folder for part in parts(job.prepared).values()])
     values, began = result(job.folder) or {}, time.perf_counter()
+    if not waits(job):
+        return values
     try:
         records = _asked(job, device)
         history = in_order([*json.loads((job.folder / "history.json").read_text()), *records])

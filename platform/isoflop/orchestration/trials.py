@@ -46,17 +46,23 @@ def lone_trial() -> Any:
 
 
 class Alone:
-    """Runs that a thread of this process carries out: one, or several that train as one."""
+    """Runs that a thread of this process carries out: one, or several that train as one.
+
+    It begins with the first look: Tune may set up a process for a trial and then have another one
+    carry it out, whose own trial has just ended.
+    """
 
     def __init__(self, pack: list[Job]) -> None:
         self.pack = pack
         self.news: SimpleQueue[tuple[str, list[Record]] | list[dict[str, Any]] | BaseException]
         self.news = SimpleQueue()
-        threading.Thread(target=self._train, name="training", daemon=True).start()
+        self.thread = threading.Thread(target=self._train, name="training", daemon=True)
 
     def look(self) -> dict[str, Any]:
         """What was recorded in the last second, by the identity of its run; the results, and that
         it is done, as soon as they are there."""
+        if self.thread.ident is None:  # not begun yet
+            self.thread.start()
         told: dict[str, Any] = {"records": {}}
         end = time.monotonic() + REPORT_SECONDS
         while (left := end - time.monotonic()) > 0:

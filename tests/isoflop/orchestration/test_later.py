@@ -203,6 +203,8 @@ def test_what_waits_is_made_after_the_run_with_equal_rows(
     same = result(whole.folder)
     assert same is not None and late["rollouts"] == same["rollouts"]
     assert not waits(another)
+    again = carry_out(replace(another, late=True), Ranks(), told.extend)
+    assert (again, len(told)) == (late, 2), "a process that comes to it late changes nothing"
 
 
 def test_what_fails_after_the_run_leaves_it_finished(

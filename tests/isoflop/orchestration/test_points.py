@@ -101,7 +101,7 @@ def test_captures_that_runs_put_off_are_made_when_all_are_trained(
     ray_cluster: Resources, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tiny(corpus)
-    points, within = list(study.points)[:2], ["rollouts.budget=0.02"]
+    points, within = list(study.points)[:2], ["rollouts.budget=0.001"]
     made = Campaign.prepare(study, Machine(storage=tmp_path), points, within)
     assert made.go() == 0
     assert "rollouts that the budget of 2 runs put off are made now" in capsys.readouterr().out
