@@ -4,9 +4,12 @@ python studies/architectures.py --plan     # what would run, and how long it tak
 python studies/architectures.py            # all of it, on this machine
 python studies/architectures.py --only arch=moe --set data=/data/my-text
 
-Each family is given four sizes and its own best one counts, so that none is judged at a size that
-suits another. The learning rate follows the width by one rule for all: who tunes it per family
-asks a sharper question. `moe` pays for the experts that a token uses, and owns the others for free.
+Each family is given five or six sizes and its own best one counts, so that none is judged at a size
+that suits another; how far the sizes stand off their parabola says how sure the order is. Text is
+read as bytes: with the words of a larger vocabulary, most FLOPs of such small models would go into
+the one product that all families share. The learning rate follows the width by one rule for all:
+who tunes it per family asks a sharper question. `moe` pays for the experts that a token uses, and
+owns the others for free.
 """
 
 from typing import Any
@@ -26,14 +29,19 @@ from models import (
 CONTEXT = 64
 DECODERS = {"gpt2": GPT2Config, "llama": LlamaConfig, "lformer": LformerConfig}
 DECODERS |= {"modern": ModernConfig, "moe": MoEConfig}
-SIZES = {5e10: [8, 16, 24, 32], 1.2e11: [16, 24, 32, 48]}  # about the optimum of each budget
+SIZES = {3e10: [8, 12, 16, 20, 24], 8e10: [12, 16, 20, 24, 32, 40]}  # about each budget's optimum
 
 
 def model(arch: str, width: int) -> Config:
-    """Two layers and heads of 8; one table for reading and writing tokens in all of them."""
+    """Two layers and heads of 8 or a few more; one table for reading and writing in all of them."""
     if arch == "char_rnn":
         return CharRNNConfig(width=width, depth=2, context=CONTEXT)
-    shape: dict[str, Any] = {"width": width, "depth": 2, "heads": width // 8, "context": CONTEXT}
+    shape: dict[str, Any] = {
+        "width": width,
+        "depth": 2,
+        "heads": max(1, width // 8),
+        "context": CONTEXT,
+    }
     return GPT2Config(**shape) if arch == "gpt2" else DECODERS[arch](**shape, tied=True)
 
 
@@ -41,12 +49,12 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
     """One point of the grid: at a size and budget, only the architecture differs."""
     return Run(
         model=model(arch, width),
-        data=Text(source="python-stdlib", tokenizer="bpe-2048"),
+        data=Text(source="python-stdlib", tokenizer="bytes"),
         flops=flops,  # exact, of what is active
         batch_tokens=4 * CONTEXT,
         optimizer=AdamW(lr=8e-3 * 32 / width, betas=(0.9, 0.99)),
         schedule=Schedule(decay="cosine", warmup=0.1, final=0.1),
-        evaluation=Evaluation(tokens=2**14, times=3),
+        evaluation=Evaluation(tokens=2**14, times=2),
         rollouts=Rollouts(prompts=("", "def main():\n    "), seeds=2, new_tokens=40, captures=2),
         seed=seed,
     )
@@ -59,7 +67,7 @@ def budget(flops: float) -> Grid:
 study = Study(
     name="architectures",
     run=run,
-    points=budget(5e10) + budget(1.2e11),
+    points=budget(3e10) + budget(8e10),
     family="arch",
     budget="flops",
 )

@@ -4,6 +4,7 @@ standing one.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -80,7 +81,7 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]
     try:
         yield _resources()
     finally:
-        ray.shutdown()
+        _leave()
 
 
 def _check(address: str) -> None:
@@ -163,6 +164,22 @@ def _start(cpus: int | None, options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt == 2:
                 raise
+
+
+def _leave() -> None:
+    """End Ray in this process. What Tune leaves goes before: another thread, whose turn it is to
+    collect garbage, would ask Ray to let go of it, and Ray ends the whole process when it is asked
+    after its end (pull request 19115 of ray-project/ray)."""
+    import ray
+
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _shipped() -> dict[str, Any]:
