@@ -6,9 +6,9 @@ python studies/lr_search.py --trials 60     # the same search, gone on with
 optuna-dashboard sqlite:///studies/results/lr-search/optuna.db      # where that is installed
 
 Points are chosen one after another by what was found so far, two at a time on two cores. A run that
-is not as good as the median of the others at three quarters of its length, when all warm-ups are
-long over, ends there. The report says how much each axis explains, and whether the best value lies
-at the end of its range.
+is not as good as the median of the others at half of its length, when all warm-ups are over, ends
+there. The report says how much each axis explains, and whether the best value lies at the end of
+its range.
 """
 
 from isoflop.run import AdamW, Evaluation, Rollouts, Run, Schedule, Text
@@ -41,10 +41,10 @@ study = Study(
         arch="llama",
         tokens=TOKENS,
         lr=log(1e-3, 1e-1),
-        warmup=uniform(0.0, 0.5),
+        warmup=uniform(0.0, 0.3),
         beta2=choice(0.9, 0.95, 0.99, 0.999),
         seed=0,
-    ).by("tpe", trials=24, pruning=Pruning(kind="median", first=TOKENS * 3 // 4, spared=5)),
+    ).by("tpe", trials=24, pruning=Pruning(kind="median", first=TOKENS // 2, spared=5)),
     budget="tokens",
 )
 

@@ -18,6 +18,7 @@ from isoflop.progress import duration
 from isoflop.rollouts.catalogue import METRICS
 from isoflop.run import short
 from isoflop.space import PLAIN, Findings, most
+from isoflop.training.evaluate import points
 from isoflop.training.loop import Record
 from isoflop.upcoming import keep
 
@@ -173,7 +174,9 @@ def possible(campaign: Campaign, count: int) -> list[Job]:
 
 
 def check(search: Search, job: Job) -> None:
-    """Raises ValueError for a rollout metric that the runs of the search do not have."""
+    """Raises ValueError for a rollout metric that the runs of the search do not have, and for
+    pruning that could end none of them."""
+    _check_rungs(search, job)
     names = {metric.name for metric in METRICS}
     sets = {spec.name for spec in job.run.rollouts.asked}
     unheld = {"judged"}  # and what only models that write from left to right have of it
@@ -197,6 +200,19 @@ def check(search: Search, job: Job) -> None:
                 f"the search wants {metric!r} near to that of held-out text, which has none: it is "
                 "of the model that writes, or of a judge"
             )
+
+
+def _check_rungs(search: Search, job: Job) -> None:
+    run, settings = job.run, search.settings
+    if settings.pruning is None or settings.aims[0].metric.startswith("rollout/"):
+        return
+    on_the_way = [step for step in points(run.steps, run.evaluation.times) if step < run.steps]
+    last = max(on_the_way, default=0) * run.batch_tokens
+    if settings.pruning.first > last:
+        raise ValueError(
+            f"pruning.first is {settings.pruning.first:,} tokens; it must be at most {last:,}, "
+            f"where a run of {run.steps * run.batch_tokens:,} is evaluated last before its end"
+        )
 
 
 def metrics(job: Job, search: Search) -> dict[str, float | None]:

@@ -134,6 +134,13 @@ def test_another_search_of_the_folder_knows_its_runs(corpus: Path, tmp_path: Pat
     assert {one.run for one in tried} == {job.run.identity for job in known}
 
 
+def test_pruning_that_could_end_no_run_is_refused(corpus: Path, tmp_path: Path) -> None:
+    made = campaign(corpus, tmp_path, trials=2, pruning=Pruning(first=3_500))
+    with pytest.raises(UserError, match=r"pruning.first is 3,500 tokens; it must be at most [12],"):
+        Source(made)
+    assert not list(tmp_path.glob("hunt/runs/*")), "before anything is trained"
+
+
 @pytest.mark.slow
 def test_points_of_one_shape_are_chosen_and_trained_together(
     ray_cluster: Resources, corpus: Path, tmp_path: Path
