@@ -72,7 +72,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.output(gelu(self.input(x)))
+        y: Tensor = self.output(gelu(self.input(x), spent=True))
         return y
 
 

@@ -52,26 +52,28 @@ class TanhGELU(Function):
 
     Hendrycks & Gimpel 2016, section 2. Since (1 + tanh u) / 2 = sigmoid(2u), and torch's sigmoid
     costs a third of its tanh, it is computed as x s with s = sigmoid(v), v = a x + b x^3. The
-    derivative, s + s (1 - s) (3 v - 2 a x), is taken while v is at hand, and kept instead of x:
-    piece by piece, so that no more than a piece goes to memory and back between two passes.
+    derivative, s + s (1 - s) (3 v - 2 a x), is taken while v is at hand, and kept instead of x (in
+    its place, if x is `spent`): piece by piece, so that no more than a piece goes to memory and
+    back between two passes.
     """
 
     a = 2 * math.sqrt(2 / math.pi)
     b = 0.044715 * a
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, spent: bool = False) -> Tensor:
         """Any shape to the same shape."""
         if not ctx.needs_input_grad[0]:
             return TanhGELU.inner(x).sigmoid_().mul_(x)
-        y, derivative = torch.empty_like(x), torch.empty_like(x)
+        y, derivative = torch.empty_like(x), x if spent else torch.empty_like(x)
         for part, s, d in zip(pieces(x), pieces(y), pieces(derivative), strict=True):
             v = TanhGELU.inner(part)
             torch.sigmoid(v, out=s)
             v.sub_(part, alpha=2 * TanhGELU.a / 3)
-            torch.ops.aten.sigmoid_backward(v, s, grad_input=d)
-            torch.add(s, d, alpha=3, out=d)
+            torch.ops.aten.sigmoid_backward(v, s, grad_input=v)
+            torch.add(s, v, alpha=3, out=v)
             s.mul_(part)
+            d.copy_(v)
         ctx.save_for_backward(derivative)
         return y
 
@@ -82,28 +84,27 @@ class TanhGELU(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (derivative,) = ctx.saved_tensors
-        result: Tensor = gradient * derivative
-        return result
+        return gradient * derivative, None
 
 
 class SquaredReLU(Function):
-    """max(x, 0)^2 (So et al. 2021): two passes and back, where torch's square takes six."""
+    """max(x, 0)^2 (So et al. 2021): two passes and back, where torch's square takes six. What is
+    kept lies in the place of x, if x is `spent`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, spent: bool = False) -> Tensor:
         """Any shape to the same shape."""
-        positive = x.clamp_min(0)
+        positive = x.clamp_min_(0) if spent else x.clamp_min(0)
         ctx.save_for_backward(positive)
         return positive * positive
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (positive,) = ctx.saved_tensors
-        result: Tensor = (gradient * positive).mul_(2)
-        return result
+        return (gradient * positive).mul_(2), None
 
 
 class SoftCap(Function):

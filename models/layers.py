@@ -185,18 +185,21 @@ def product(linear: nn.Linear, *parts: Tensor) -> Tensor:
     return y
 
 
-def gelu(x: Tensor) -> Tensor:
-    """The tanh form of GELU (Hendrycks & Gimpel 2016) of a tensor of any shape."""
+def gelu(x: Tensor, spent: bool = False) -> Tensor:
+    """The tanh form of GELU (Hendrycks & Gimpel 2016) of a tensor of any shape.
+
+    `spent`: nobody else needs x, a product's result, and its memory may be used for another thing.
+    """
     if by_hand(x):
-        y: Tensor = TanhGELU.apply(x.contiguous())  # type: ignore[no-untyped-call]
+        y: Tensor = TanhGELU.apply(x.contiguous(), spent)  # type: ignore[no-untyped-call]
         return y
     return F.gelu(x, approximate="tanh")
 
 
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (So et al. 2021, Primer) of a tensor of any shape."""
+def squared_relu(x: Tensor, spent: bool = False) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, Primer) of a tensor of any shape; `spent` as in `gelu`."""
     if by_hand(x):
-        y: Tensor = SquaredReLU.apply(x)  # type: ignore[no-untyped-call]
+        y: Tensor = SquaredReLU.apply(x, spent)  # type: ignore[no-untyped-call]
         return y
     return F.relu(x).square()
 

@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.output(squared_relu(self.input(x)))
+        y: Tensor = self.output(squared_relu(self.input(x), spent=True))
         return y
 
 

@@ -76,6 +76,19 @@ def test_values_are_the_same_without_gradients(pair: Pair) -> None:
     assert torch.equal(quiet, pair[0](x.requires_grad_()).detach())
 
 
+@pytest.mark.parametrize("function", [gelu, squared_relu])
+def test_a_spent_input_gives_the_same(function: Callable[..., Tensor]) -> None:
+    x, weight = 4 * torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
+
+    def found(spent: bool) -> tuple[Tensor, ...]:
+        leaf = x.clone().requires_grad_()
+        y = function(F.linear(leaf, weight), spent=spent)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), (leaf, weight))
+
+    for ours, theirs in zip(found(True), found(False), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_inputs_are_left_as_they_were(pair: Pair) -> None:
     x = torch.randn(3, 8)
     before = x.clone()
