@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from models.attention import Mask, attend
 from models.cache import Cache, CacheKind, KeyValueCache, KeyValues
 from models.interface import EncoderDecoder, EncoderDecoderConfig, FlopCount, ParameterCount
-from models.layers import INITIAL_STD, RMSNorm, check_shape, gelu, require
+from models.layers import INITIAL_STD, RMSNorm, check_shape, gelu, product, products, require
 
 EPSILON = 1e-6  # of the norms, as published
 
@@ -170,8 +170,9 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(config.inner, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: Tensor = self.output(gelu(gate) * up)
+        inner = self.output.in_features
+        gate, up = products(x, self.gate_up, (inner, inner))
+        y: Tensor = self.output(gelu(gate, spent=True) * up)
         return y
 
 
@@ -186,7 +187,8 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor, cache: KeyValues | None = None) -> Tensor:
-        q, k, v = (heads_of(part, self.heads) for part in self.query_key_value(x).chunk(3, -1))
+        parts = products(x, self.query_key_value, 3 * (x.shape[-1],))
+        q, k, v = (heads_of(part, self.heads) for part in parts)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         mixed = attend(q, k, v, Mask(causal=self.causal), bias=bias, scale=self.scale)
@@ -231,14 +233,14 @@ class DecoderBlock(nn.Module):
         hidden: Tensor | None,
         cache: KeyValues | None,
     ) -> Tensor:
-        *projected, gate, up = self.input(self.norm(x)).split(self.widths, dim=-1)
+        *projected, gate, up = products(self.norm(x), self.input, self.widths)
         q, k, v, asked = (heads_of(part, self.heads) for part in projected)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         own = attend(q, k, v, Mask(), bias=bias, scale=self.scale)
         read = attend(asked, *source, Mask(causal=False), bias=hidden, scale=self.scale)
-        parts = torch.cat((merged(own), merged(read), gelu(gate) * up), dim=-1)
-        y: Tensor = x + self.output(parts)
+        inside = gelu(gate, spent=True) * up
+        y: Tensor = x + product(self.output, merged(own), merged(read), inside)
         return y
 
 
@@ -297,8 +299,8 @@ class T5(EncoderDecoder):
 
     def source_of(self, layer: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values (B, H, S, K) of what the encoder said, for one layer."""
-        assert isinstance(layer.key_value, nn.Module), "every decoder layer reads the source"
-        k, v = layer.key_value(states).chunk(2, dim=-1)
+        assert isinstance(layer.key_value, nn.Linear), "every decoder layer reads the source"
+        k, v = products(states, layer.key_value, 2 * (self.config.width,))
         return heads_of(k, self.config.heads), heads_of(v, self.config.heads)
 
     def hidden(

@@ -54,6 +54,7 @@ def described(run: Run, unique_tokens: int) -> dict[str, Any]:
         "text": run.data.fingerprint,
         "flops": float(run.training_flops),
         **_flops_by_part(run),
+        "flops_if_dense": _flops_if_dense(run),
         "flops_6nd_all": 6.0 * count.all * tokens,
         "flops_6nd_without_embeddings": 6.0 * count.without_embeddings * tokens,
     }
@@ -64,6 +65,13 @@ def _flops_by_part(run: Run) -> dict[str, float]:
     count, tokens = run.model.flops_per_token(), run.steps * run.batch_tokens
     parts = {"body": count.body, "attention": count.attention, "head": count.head}
     return {f"flops_{name}": 3.0 * part * tokens for name, part in parts.items()}
+
+
+def _flops_if_dense(run: Run) -> float:
+    """Training FLOPs if each token passed through every expert, where experts are routed."""
+    count = run.model.parameters()
+    idle = 6.0 * (count.all - count.active) * run.steps * run.batch_tokens
+    return float(run.training_flops) + idle
 
 
 def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:

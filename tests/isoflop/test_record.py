@@ -16,6 +16,8 @@ from isoflop.orchestration.job import Job, execute
 from isoflop.run import AdamW, Checkpoints, Rollouts, Run
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
+from models import MoEConfig
+from models.moe import Routing
 
 MakeRun = Callable[..., Run]
 MakeJob = Callable[..., Job]
@@ -74,6 +76,18 @@ def test_a_row_counts_by_every_convention(make_run: MakeRun) -> None:
     assert (found["params_all"], found["tokens"], found["epochs"]) == (count.all, 2560, 2.56)
     assert (found["model.width"], found["model.vocab"]) == (16, 257)
     assert all(isinstance(value, int | float | str) for value in found.values()), "flat"
+
+
+def test_experts_that_no_token_uses_are_counted_apart(make_run: MakeRun) -> None:
+    def of(top: int) -> dict[str, object]:
+        routing = Routing(experts=4, top=top)
+        model = MoEConfig(width=16, depth=2, heads=2, context=16, vocab=257, routing=routing)
+        return record.described(replace(make_run("gpt2"), model=model), unique_tokens=1000)
+
+    few, all_of_them = of(1), of(4)
+    assert few["flops"] < all_of_them["flops"] == all_of_them["flops_if_dense"]
+    assert few["flops_if_dense"] == all_of_them["flops"]
+    assert few["params_active"] < few["params_all"] == all_of_them["params_active"]
 
 
 def test_curves_are_of_whatever_has_been_logged(jobs: dict[str, Job]) -> None:

@@ -46,9 +46,11 @@ WARM = 2  # steps before any is measured: memory and the optimizer's moments are
 Call = Callable[[], Any]
 
 
-# Matrix products, and the kernels of recurrent layers, which are made of them.
+# Matrix products, and the kernels of recurrent layers, which are made of them. No fused kernel of
+# torch takes a bias that is trained (T5's): such attention is products, with a softmax between.
 PRODUCTS = (
     "mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward",
+    "_softmax", "_softmax_backward_data",
 )  # fmt: skip
 
 

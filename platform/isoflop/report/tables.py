@@ -97,6 +97,7 @@ RUN_COLUMNS = (
     "bits_per_byte",
     "error",
     "params_all",
+    "params_active",
     "params_without_input_embedding",
     "params_without_embeddings",
     "tokens",
@@ -104,6 +105,7 @@ RUN_COLUMNS = (
     "steps",
     "learning_rate",
     "flops",
+    "flops_if_dense",
     "flops_attention",
     "flops_head",
     "flops_recomputed",
@@ -119,10 +121,14 @@ RUN_COLUMNS = (
 )
 
 
+ROUTED = {"params_active": "params_all", "flops_if_dense": "flops"}  # equal but for experts
+
+
 def run_rows(table: pd.DataFrame) -> dict[str, Any]:
     """The table of all runs: headings, and per cell its text and the value that sorts it."""
     axes = [str(c) for c in table.columns if str(c).startswith("axis.")]
-    columns = [c for c in RUN_COLUMNS if c in table]
+    same = {c for c, of in ROUTED.items() if c in table and (table[c] == table[of]).all()}
+    columns = [c for c in RUN_COLUMNS if c in table and c not in same]
     columns[4:4] = axes
     rows = [
         {
