@@ -67,15 +67,20 @@ class TanhGELU(Function):
             return TanhGELU.inner(x).sigmoid_().mul_(x)
         y, derivative = torch.empty_like(x), x if spent else torch.empty_like(x)
         for part, s, d in zip(pieces(x), pieces(y), pieces(derivative), strict=True):
-            v = TanhGELU.inner(part)
-            torch.sigmoid(v, out=s)
-            v.sub_(part, alpha=2 * TanhGELU.a / 3)
-            torch.ops.aten.sigmoid_backward(v, s, grad_input=v)
-            torch.add(s, v, alpha=3, out=v)
-            s.mul_(part)
-            d.copy_(v)
+            d.copy_(TanhGELU.both(part, s))
         ctx.save_for_backward(derivative)
         return y
+
+    @staticmethod
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        """Of a piece x, the function into y, and the derivative, a tensor of its own."""
+        v = TanhGELU.inner(x)
+        torch.sigmoid(v, out=y)
+        v.sub_(x, alpha=2 * TanhGELU.a / 3)
+        torch.ops.aten.sigmoid_backward(v, y, grad_input=v)
+        torch.add(y, v, alpha=3, out=v)
+        y.mul_(x)
+        return v
 
     @staticmethod
     def inner(x: Tensor) -> Tensor:
@@ -87,6 +92,28 @@ class TanhGELU(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (derivative,) = ctx.saved_tensors
         return gradient * derivative, None
+
+
+class GatedGELU(Function):
+    """`TanhGELU` of a gate, times what goes through it (Shazeer 2020). The gate is spent: its
+    memory is taken for the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        """Two of one shape to the same shape."""
+        y, opened = torch.empty_like(gate), torch.empty_like(gate)
+        for part, s, through, product in zip(*map(pieces, (gate, opened, up, y)), strict=True):
+            derivative = TanhGELU.both(part, s)
+            part.copy_(derivative.mul_(through))
+            torch.mul(s, through, out=product)
+        ctx.save_for_backward(gate, opened)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        of_gate, opened = ctx.saved_tensors
+        return gradient * of_gate, gradient * opened
 
 
 class SquaredReLU(Function):

@@ -19,6 +19,7 @@ from models.cache import Cache, FixedCache, KeyValues
 from models.interface import Config, Model
 from models.kernels import (
     EXACT,
+    GatedGELU,
     RootMeanSquare,
     SoftCap,
     SquaredReLU,
@@ -194,6 +195,14 @@ def gelu(x: Tensor, spent: bool = False) -> Tensor:
         y: Tensor = TanhGELU.apply(x.contiguous(), spent)  # type: ignore[no-untyped-call]
         return y
     return F.gelu(x, approximate="tanh")
+
+
+def gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up, of one shape (Shazeer 2020); the gate is `spent`, as in `gelu`."""
+    if by_hand(gate) and torch.is_grad_enabled():
+        y: Tensor = GatedGELU.apply(gate.contiguous(), up.contiguous())  # type: ignore[no-untyped-call]
+        return y
+    return gelu(gate, spent=True) * up
 
 
 def squared_relu(x: Tensor, spent: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from models.attention import Mask, attend
 from models.cache import Cache, CacheKind, KeyValueCache, KeyValues
 from models.interface import EncoderDecoder, EncoderDecoderConfig, FlopCount, ParameterCount
-from models.layers import INITIAL_STD, RMSNorm, check_shape, gelu, product, products, require
+from models.layers import INITIAL_STD, RMSNorm, check_shape, gated_gelu, product, products, require
 
 EPSILON = 1e-6  # of the norms, as published
 
@@ -172,7 +172,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.output.in_features
         gate, up = products(x, self.gate_up, (inner, inner))
-        y: Tensor = self.output(gelu(gate, spent=True) * up)
+        y: Tensor = self.output(gated_gelu(gate, up))
         return y
 
 
@@ -239,7 +239,7 @@ class DecoderBlock(nn.Module):
             k, v = cache.append(self.layer, k, v)
         own = attend(q, k, v, Mask(), bias=bias, scale=self.scale)
         read = attend(asked, *source, Mask(causal=False), bias=hidden, scale=self.scale)
-        inside = gelu(gate, spent=True) * up
+        inside = gated_gelu(gate, up)
         y: Tensor = x + product(self.output, merged(own), merged(read), inside)
         return y
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import kernels
-from models.layers import RMSNorm, gelu, product, products, soft_cap, squared_relu
+from models.layers import RMSNorm, gated_gelu, gelu, product, products, soft_cap, squared_relu
 
 
 def theirs_gelu(x: Tensor) -> Tensor:
@@ -87,6 +87,23 @@ def test_a_spent_input_gives_the_same(function: Callable[..., Tensor]) -> None:
 
     for ours, theirs in zip(found(True), found(False), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 3, 10)])
+def test_a_gate_opens_as_torchs_does(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    gate, up, weights = (2 * torch.randn(shape, dtype=torch.float64) for _ in range(3))
+
+    def found(function: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
+        leaves = gate.clone().requires_grad_(), up.clone().requires_grad_()
+        y = function(1 * leaves[0], leaves[1])
+        return y.detach(), *torch.autograd.grad(y, leaves, weights)
+
+    theirs = found(lambda gate, up: theirs_gelu(gate) * up)
+    for ours, other in zip(found(gated_gelu), theirs, strict=True):
+        torch.testing.assert_close(ours, other)
+    with torch.no_grad():
+        torch.testing.assert_close(gated_gelu(gate.clone(), up), theirs[0])
 
 
 def test_inputs_are_left_as_they_were(pair: Pair) -> None:
