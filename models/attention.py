@@ -194,7 +194,8 @@ def _trained(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None)
     no model of the zoo asks for the sake of its result, reads everything alike."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     lowest = torch.finfo(bias.dtype).min / 2
-    scores = torch.matmul(q * scale, k.transpose(-2, -1)).add_(bias.clamp_min(lowest))
+    scaled = q if scale == 1 else q * scale
+    scores = torch.matmul(scaled, k.transpose(-2, -1)).add_(bias.clamp_min(lowest))
     return torch.matmul(scores.softmax(dim=-1), v)
 
 
