@@ -38,6 +38,7 @@ from models.interface import Config
 ATTACHED, AGAIN = "isoflop, attached", "plain, again"
 GOALS = {"isoflop": 1.35, ATTACHED: 1.10}  # of the plain loop
 PEERS, PEER_POINTS = ("joblib", "tune"), 8
+STANDING_SECONDS = 10.0  # until a cluster is done with its own start, which is not to be measured
 WAIT_SECONDS = 300.0  # for a killed run to go on
 
 
@@ -112,6 +113,7 @@ def _round(folder: Path, points: int, tokens: int, at_once: int) -> dict[str, To
     for way in ("plain", "isoflop"):
         took[way] = _take(folder / way, way, points, tokens, at_once)
     with _standing(at_once) as (_, address):
+        time.sleep(STANDING_SECONDS)
         took[ATTACHED] = _take(folder / "attached", "isoflop", points, tokens, at_once, address)
     took[AGAIN] = _take(folder / "again", "plain", points, tokens, at_once)
     for way in PEERS:
