@@ -39,6 +39,8 @@ class Source:
         with user_input():
             for job in examples:
                 check(self.search, job)
+                if why := in_vain(self.search, job):
+                    print(f"warning: {why}")
             longest = max(job.run.tokens or 1 for job in examples)
             self.searching = opened(campaign, longest)
         self.jobs = {job.run.identity: job for job in campaign.jobs}
@@ -174,9 +176,7 @@ def possible(campaign: Campaign, count: int) -> list[Job]:
 
 
 def check(search: Search, job: Job) -> None:
-    """Raises ValueError for a rollout metric that the runs of the search do not have, and for
-    pruning that could end none of them."""
-    _check_rungs(search, job)
+    """Raises ValueError for a rollout metric that the runs of the search do not have."""
     names = {metric.name for metric in METRICS}
     sets = {spec.name for spec in job.run.rollouts.asked}
     unheld = {"judged"}  # and what only models that write from left to right have of it
@@ -202,17 +202,19 @@ def check(search: Search, job: Job) -> None:
             )
 
 
-def _check_rungs(search: Search, job: Job) -> None:
+def in_vain(search: Search, job: Job) -> str | None:
+    """Why pruning will end no run, if so: they are not evaluated between its rung and their end."""
     run, settings = job.run, search.settings
     if settings.pruning is None or settings.aims[0].metric.startswith("rollout/"):
-        return
+        return None
     on_the_way = [step for step in points(run.steps, run.evaluation.times) if step < run.steps]
-    last = max(on_the_way, default=0) * run.batch_tokens
-    if settings.pruning.first > last:
-        raise ValueError(
-            f"pruning.first is {settings.pruning.first:,} tokens; it must be at most {last:,}, "
-            f"where a run of {run.steps * run.batch_tokens:,} is evaluated last before its end"
-        )
+    last, first = max(on_the_way, default=0) * run.batch_tokens, settings.pruning.first
+    if first <= last:
+        return None
+    return (
+        f"no run will be ended early: pruning.first is {first:,} tokens, and a run of "
+        f"{run.steps * run.batch_tokens:,} is evaluated last before its end after {last:,}"
+    )
 
 
 def metrics(job: Job, search: Search) -> dict[str, float | None]:

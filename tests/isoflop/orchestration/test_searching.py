@@ -134,11 +134,14 @@ def test_another_search_of_the_folder_knows_its_runs(corpus: Path, tmp_path: Pat
     assert {one.run for one in tried} == {job.run.identity for job in known}
 
 
-def test_pruning_that_could_end_no_run_is_refused(corpus: Path, tmp_path: Path) -> None:
-    made = campaign(corpus, tmp_path, trials=2, pruning=Pruning(first=3_500))
-    with pytest.raises(UserError, match=r"pruning.first is 3,500 tokens; it must be at most [12],"):
-        Source(made)
-    assert not list(tmp_path.glob("hunt/runs/*")), "before anything is trained"
+def test_pruning_that_will_end_no_run_is_told(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Source(campaign(corpus, tmp_path, trials=2, pruning=Pruning(first=1_000)))
+    assert "ended early" not in capsys.readouterr().out
+    Source(campaign(corpus, tmp_path, trials=2, pruning=Pruning(first=3_500)))
+    told = capsys.readouterr().out
+    assert "warning: no run will be ended early: pruning.first is 3,500 tokens, and a run" in told
 
 
 @pytest.mark.slow
