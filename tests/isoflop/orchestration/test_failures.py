@@ -78,6 +78,8 @@ def test_out_of_memory_is_a_failed_run_and_the_process_goes_on(
 ) -> None:
     """The limit is 200 MB above what the process has; 12 layers of width 768 take 350 for weights
     alone."""
+    first = make_job(make_run(seed=1), "first")  # what is imported late must not meet the limit
+    assert execute(first, Ranks(), quiet)["status"] == "finished"
     huge = make_job(make_run(GPT2Config(context=32, width=768, depth=12, heads=12)), "huge")
     before = resource.getrlimit(resource.RLIMIT_AS)
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
