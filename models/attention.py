@@ -170,7 +170,7 @@ def attend(
     shared = k.shape[1] != q.shape[1]
     if bias is not None and bias.requires_grad and not shared and by_hand(q):
         assert allowed is not None
-        return _trained(q, k, v, allowed, scale)
+        return _with_trained_bias(q, k, v, allowed, scale)
     return F.scaled_dot_product_attention(q, k, v, allowed, scale=scale, enable_gqa=shared)
 
 
@@ -188,10 +188,12 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -
     )
 
 
-def _trained(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None) -> Tensor:
-    """With a bias that is trained, for which torch has no fused kernel on a CPU: its own way looks
-    for queries that may read nothing, which takes as long as the softmax. Here such a query, which
-    no model of the zoo asks for the sake of its result, reads everything alike."""
+def _with_trained_bias(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None
+) -> Tensor:
+    """Torch has no fused kernel for it on a CPU, and its own way looks for queries that may read
+    nothing, which takes as long as the softmax. Here such a query, which no model of the zoo asks
+    for the sake of its result, reads everything alike. Its heads are merged with a copy."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     lowest = torch.finfo(bias.dtype).min / 2
     scaled = q if scale == 1 else q * scale

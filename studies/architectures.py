@@ -36,12 +36,7 @@ def model(arch: str, width: int) -> Config:
     """Two layers and heads of 8 or a few more; one table for reading and writing in all of them."""
     if arch == "char_rnn":
         return CharRNNConfig(width=width, depth=2, context=CONTEXT)
-    shape: dict[str, Any] = {
-        "width": width,
-        "depth": 2,
-        "heads": max(1, width // 8),
-        "context": CONTEXT,
-    }
+    shape: dict[str, Any] = {"width": width, "depth": 2, "heads": width // 8, "context": CONTEXT}
     return GPT2Config(**shape) if arch == "gpt2" else DECODERS[arch](**shape, tied=True)
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.attention import BACKENDS, Mask, attend
 
@@ -116,6 +117,38 @@ def test_every_mask_means_what_it_says(data: st.DataObject) -> None:
 
 
 IDS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, -1], [4, 4, 4, 4, 4, 4, 4, 5, 5]])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("scale", [None, 1.0, 0.3])
+def test_a_trained_bias_has_torchs_values_and_gradients(
+    causal: bool, rows: int, scale: float | None
+) -> None:
+    q, k, v = (heads(4, 6, seed).double().requires_grad_() for seed in range(3))
+    bias = torch.randn(rows, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    hidden = ~torch.ones(6, 6, dtype=torch.bool).tril()
+    theirs = F.scaled_dot_product_attention(
+        q, k, v, bias.masked_fill(hidden, -torch.inf) if causal else bias, scale=scale
+    )
+    ours = attend(q, k, v, Mask(causal=causal), bias=bias, scale=scale)
+    weights = torch.randn_like(theirs)
+    leaves = (q, k, v, bias)
+    for one, other in zip(
+        (ours, *torch.autograd.grad(ours, leaves, weights)),
+        (theirs, *torch.autograd.grad(theirs, leaves, weights)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_query_that_may_read_nothing_harms_nothing() -> None:
+    q, k, v = (heads(4, 6, seed).requires_grad_() for seed in range(3))
+    bias = torch.zeros(1, 4, 6, 6, requires_grad=True)
+    nothing = bias.masked_fill(torch.arange(6)[:, None] == 2, -torch.inf)
+    found = attend(q, k, v, Mask(causal=False), bias=nothing)
+    gradients = torch.autograd.grad(found.sum(), (q, k, v, bias))
+    assert all(each.isfinite().all() for each in (found, *gradients))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
