@@ -28,7 +28,7 @@ from isoflop.rollouts.statistics import Aggregate
 from isoflop.run import Rollouts, Run
 from isoflop.training import sharding
 from isoflop.training.checkpoint import Progress
-from isoflop.training.distributed import Ranks, agree, gather
+from isoflop.training.distributed import Ranks, agree, gather, is_sharded
 from isoflop.training.loop import Record, initial
 from models.interface import Model
 
@@ -158,6 +158,7 @@ class Capturing:
         self.began = 0.0  # by the clock, of this call
         self.takes: float | None = None  # seconds: a capture is foretold to, or the last one did
         self.alarms = wanted.alarms
+        self.averages = any(each.spec.weights == "ema" for each in captures)
         self.stopped: Raised | None = None  # the alarm that ends the run; known to the first rank
 
     def stop(self) -> bool:
@@ -169,8 +170,10 @@ class Capturing:
         self.began = self.clock()
         if step == 0 and not self.insists:
             return {LATER: 1.0}
-        if sharding.is_sharded(model):  # ranks write unequally much; shards want equally many calls
+        if is_sharded(model):  # ranks write unequally much; shards want equally many calls
             model = sharding.copy(self.run, model, self.ranks)
+            if averaged is not None:
+                averaged = sharding.copy(self.run, averaged, self.ranks) if self.averages else None
         models = {"raw": model, "ema": averaged or model}
         if self.insists:
             kept = step in (0, self.last) or self._affords(models, step, progress, 2)

@@ -49,15 +49,14 @@ from isoflop.orchestration.mirror import Mirror
 from isoflop.orchestration.system import Meter
 from isoflop.rollouts.capture import Capture as RolloutCapture
 from isoflop.run import Run
-from isoflop.training.checkpoint import write_json
-from isoflop.training.distributed import Ranks
+from isoflop.training.checkpoint import AVERAGED, WEIGHTS, write_json
+from isoflop.training.distributed import Ranks, is_sharded
 from isoflop.training.evaluate import HeldOut
 from isoflop.training.loop import Capture, Hooks, Inputs, Outcome, Record, train
 from isoflop.training.means import USUAL, Means
 from isoflop.training.noise_scale import noise_scale
 from isoflop.training.precision import refusal
 from isoflop.training.process import keep_to, settle
-from isoflop.training.sharding import is_sharded
 from isoflop.training.trunk import Trunk
 from models.interface import Model
 
@@ -193,17 +192,20 @@ class Begun:
             if job.mirror:
                 job.mirror.checkpoint(final)
             if self.asked:
-                model = self._whole(outcome, final)
-                models = {"raw": model, "ema": outcome.averaged or model}
+                model = self._whole(outcome.model, final / WEIGHTS)
+                averaged = outcome.averaged
+                if averaged:
+                    averaged = self._whole(averaged, final / AVERAGED)
+                models = {"raw": model, "ema": averaged or model}
                 write_references(job.run, job.prepared, self.asked, models)
 
-    def _whole(self, outcome: Outcome, final: Path) -> Model:
-        """What was trained, for this rank alone: of shards it has no more than its own."""
-        if not is_sharded(outcome.model):
-            return outcome.model
-        model = self.job.run.model.build()
-        load_model(model, str(final / "model.safetensors"))
-        return model.to(self.ranks.device)
+    def _whole(self, model: Model, kept: Path) -> Model:
+        """For this rank alone: of shards it has no more than its own, but a file has them all."""
+        if not is_sharded(model):
+            return model
+        made = self.job.run.model.build()
+        load_model(made, str(kept))
+        return made.to(self.ranks.device)
 
 
 def begin(

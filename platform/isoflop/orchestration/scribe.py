@@ -27,7 +27,7 @@ from isoflop.orchestration.job import Job
 from isoflop.rollouts.capture import schedule
 from isoflop.training import sharding
 from isoflop.training.checkpoint import Progress
-from isoflop.training.distributed import Ranks
+from isoflop.training.distributed import Ranks, is_sharded
 from isoflop.training.loop import Record
 from isoflop.training.process import settle
 from models.interface import Model
@@ -156,8 +156,10 @@ class Beside:
         self, model: Model, *, step: int, progress: Progress, averaged: Model | None = None
     ) -> Record:
         began = time.perf_counter()
-        if sharding.is_sharded(model):
+        if is_sharded(model):
             model, _ = sharding.gathered(self.run, model, None, self.ranks)
+            if averaged is not None:
+                averaged, _ = sharding.gathered(self.run, averaged, None, self.ranks)
         if not self.ranks.leads:
             return {}
         copied = {"raw": weights(model)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from isoflop.orchestration.job import Job, result
 from isoflop.run import Run
-from isoflop.training.memory import STATE, memory
+from isoflop.training.memory import memory, state
 from isoflop.training.micro import FLOPS_PER_BYTE
 
 POINTS = (
@@ -64,7 +64,7 @@ class Sharing:
         if known:
             return SCATTER * known
         step = run.batch_tokens * run.model.flops_per_token().training
-        bound = STATE * run.model.parameters().all + step / FLOPS_PER_BYTE
+        bound = state(run) + step / FLOPS_PER_BYTE
         enough = number * (bound + CONTEXT) <= WHOLE * self.total
         return bound if enough else float(memory(run).needed)
 

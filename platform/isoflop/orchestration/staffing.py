@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from isoflop.run import Run
 from isoflop.training.means import USUAL, Means
-from isoflop.training.memory import STATE
+from isoflop.training.memory import state
 from isoflop.training.sharding import FITS, refuse
 
 START_SECONDS = 30.0  # of a group of workers, until its first step
@@ -41,16 +41,16 @@ class Place:
 
     def fewest(self, run: Run, means: Means = USUAL) -> int:
         """Workers that can hold a run. Raises ValueError where there are too few GPUs for it."""
-        state = STATE * run.model.parameters().all
         bounded = self.memory > 0 and means.shard != "off"
+        held = state(run) if bounded else 0
         for workers in self._numbers(run):
-            enough = not bounded or state <= FITS * self.memory * workers
+            enough = not bounded or held <= FITS * self.memory * workers
             if enough and (workers > 1 or means.shard != "on"):
                 if workers > 1:
                     refuse(run, workers, means)
                 return workers
         raise ValueError(
-            f"a run of {run.model.name} has {state / GIGA:.0f} GB of weights, gradients and "
+            f"a run of {run.model.name} has {held / GIGA:.0f} GB of weights, gradients and "
             f"moments; {self.units} workers with {self.memory / GIGA:.0f} GB each cannot hold it "
             f"and share a batch of {run.rows} rows equally"
         )

@@ -7,17 +7,19 @@ training never reads it, so it changes no bit of the loss.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from isoflop.run import Run
+from isoflop.training.distributed import is_sharded
 from models.interface import Model
 
 
 class Average:
-    """The moving average of a model's weights. Built before the model is wrapped for its ranks."""
+    """The moving average of a model's weights. Built before the model is wrapped for its ranks, and
+    cut up with it where it is (see `sharding`)."""
 
     def __init__(self, model: Model, decay: float) -> None:
         self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
@@ -38,4 +40,6 @@ class Average:
     @torch.no_grad()
     def update(self, model: Model) -> None:
         """After a step."""
+        if is_sharded(self.model):  # what an evaluation brought together and did not let go
+            cast(Any, self.model).reshard()
         self._averaged.update_parameters(model)

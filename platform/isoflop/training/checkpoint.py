@@ -29,7 +29,7 @@ from isoflop.run import Run
 from isoflop.training.averaging import Average
 from models.interface import Model
 
-AVERAGED = "ema.safetensors"
+WEIGHTS, AVERAGED = "model.safetensors", "ema.safetensors"
 KEPT = 2  # the newest, and one before it in case the newest cannot be read
 
 
@@ -53,7 +53,7 @@ def save(
     progress: Progress,
     model: Model,
     optimizer: torch.optim.Optimizer | None,
-    average: Average | None = None,
+    averaged: Model | None = None,
     *,
     identity: str | None = None,
     kept: int | None = KEPT,
@@ -69,7 +69,7 @@ def save(
     partial = folder / f".{target.name}.{os.getpid()}"
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        _fill(partial, run, progress, model, optimizer, average, identity or run.identity)
+        _fill(partial, run, progress, model, optimizer, averaged, identity or run.identity)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, SafetensorError):  # its word for what the system would not write
@@ -89,14 +89,14 @@ def _fill(
     progress: Progress,
     model: Model,
     optimizer: torch.optim.Optimizer | None,
-    average: Average | None,
+    averaged: Model | None,
     identity: str,
 ) -> None:
-    save_model(model, str(partial / "model.safetensors"))  # stores tied weights once
+    save_model(model, str(partial / WEIGHTS))  # stores tied weights once
     if optimizer is not None:
         save_file(_flatten(optimizer), partial / "optimizer.safetensors")
-    if average is not None:
-        save_model(average.model, str(partial / AVERAGED))
+    if averaged is not None:
+        save_model(averaged, str(partial / AVERAGED))
     for file in partial.iterdir():
         _flush(file)
     state = {
@@ -133,7 +133,7 @@ def load(
             state = json.loads((path / "state.json").read_text())
             written, progress = state["identity"], Progress(**state["progress"])
             moments = {} if _ended(path, run) else load_file(path / "optimizer.safetensors")
-            load_file(path / "model.safetensors")  # whole? before the model is touched
+            load_file(path / WEIGHTS)  # whole? before the model is touched
             if average is not None:
                 load_file(path / AVERAGED)
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -141,7 +141,7 @@ def load(
             continue
         if written != (identity or run.identity):
             raise ValueError(f"checkpoint {path} was written by run {written}")
-        load_model(model, str(path / "model.safetensors"))
+        load_model(model, str(path / WEIGHTS))
         _unflatten(optimizer, moments)
         if average is not None:
             load_model(average.model, str(path / AVERAGED))

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from isoflop.run import Run
-from isoflop.training.distributed import Ranks
+from isoflop.training.distributed import Ranks, is_sharded
 from isoflop.training.means import Means
-from isoflop.training.sharding import is_sharded
 from models.interface import Model
 
 # FLOPs of a rank from which "auto" compiles: some minutes of an H100 at the speed that small models

@@ -35,7 +35,7 @@ from isoflop.training import (
 )
 from isoflop.training.averaging import Average
 from isoflop.training.checkpoint import Progress
-from isoflop.training.distributed import Ranks, agree, mean, wrap
+from isoflop.training.distributed import Ranks, agree, is_sharded, mean, wrap
 from isoflop.training.evaluate import HeldOut, evaluate, points
 from isoflop.training.feeder import Feeder, ahead
 from isoflop.training.means import USUAL, Means
@@ -142,7 +142,8 @@ def session(
     if progress.step == 0 and hooks.trunk:
         progress = hooks.trunk.begin(run, model, optim, average, hooks.warn) or progress
     if sharded:
-        model, optim = sharding.shard(model, optim, run, ranks)
+        averaged = average.model if average else None
+        optim = sharding.shard(model, optim, averaged, run, ranks)
     return Session(run, inputs, ranks, folder, hooks, model, optim, progress, average)
 
 
@@ -188,7 +189,7 @@ class Session:
         self.evaluations = frozenset({0, *points(run.steps, run.evaluation.times)})
         self.captures = frozenset(hooks.capture.steps if hooks.capture else ())
         self.forks = frozenset(hooks.trunk.forks if hooks.trunk else ())
-        self.sharded = sharding.is_sharded(model)
+        self.sharded = is_sharded(model)
         self.on_gpu = ranks.device.startswith("cuda")
         self.losses: list[Tensor] = []
         self.reported = len(progress.history)
@@ -305,10 +306,10 @@ class Session:
         said: they train alone. The clock stands still meanwhile."""
         self.clock()
         self._note_scale()
-        model, optim = self._whole()
+        model, optim, averaged = self._whole()
         if self.ranks.leads and self.hooks.trunk and optim:
             try:
-                self.hooks.trunk.keep(self.run, self.progress, model, optim, self.average)
+                self.hooks.trunk.keep(self.run, self.progress, model, optim, averaged)
             except OSError as error:
                 self.hooks.warn(f"no fork of the trunk at step {self.progress.step}: {error}")
         self.started = time.perf_counter()
@@ -443,12 +444,10 @@ class Session:
         """On the way, a checkpoint that cannot be written (a full disk) is said and done without:
         the one before it stands. At the end there is no result without it."""
         self.fetch(not final)
-        model, optim = self._whole(final)
+        model, optim, averaged = self._whole(final)
         if self.ranks.leads:
             try:
-                path = checkpoint.save(
-                    self.folder, self.run, self.progress, model, optim, self.average
-                )
+                path = checkpoint.save(self.folder, self.run, self.progress, model, optim, averaged)
             except OSError as error:
                 if final:
                     raise
@@ -457,12 +456,17 @@ class Session:
                 self.hooks.saved(path)
         self.saved_at = time.monotonic()
 
-    def _whole(self, final: bool = False) -> tuple[Model, torch.optim.Optimizer | None]:
+    def _whole(
+        self, final: bool = False
+    ) -> tuple[Model, torch.optim.Optimizer | None, Model | None]:
         """What a checkpoint holds. All ranks ask at the same step."""
         optim = None if final else self.optim
+        averaged = self.average.model if self.average else None
         if not self.sharded:
-            return self.model, optim
-        return sharding.gathered(self.run, self.model, optim, self.ranks)
+            return self.model, optim, averaged
+        if averaged:
+            averaged, _ = sharding.gathered(self.run, averaged, None, self.ranks)
+        return *sharding.gathered(self.run, self.model, optim, self.ranks), averaged
 
     def end(self, status: Literal["finished", "diverged", "stopped"]) -> Outcome:
         self._report()

@@ -22,7 +22,8 @@ from isoflop.training.precision import autocast
 from models.interface import Config
 
 MARGIN = 1.25  # over what is counted
-STATE = 16  # bytes per parameter: weight, gradient, two moments
+STATE = 16  # bytes per parameter: weight, gradient, two moments, as of AdamW
+AVERAGE = 4  # and a further weight, where their average is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,14 @@ def memory(run: Run, workers: int = 1) -> Memory:
     one, two = (_saved(run.model, run.objective, run.precision, count) for count in (1, 2))
     logits = 2 * 4 * rows * run.model.context * run.model.vocab
     return Memory(
-        state=STATE * run.model.parameters().all,
+        state=state(run),
         activations=one + (rows - 1) * (two - one) + logits,
     )
+
+
+def state(run: Run) -> int:
+    """Bytes that a run keeps from step to step, whole."""
+    return (STATE + (AVERAGE if run.ema else 0)) * run.model.parameters().all
 
 
 @cache

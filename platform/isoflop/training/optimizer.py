@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from isoflop.run import AdamW, Lion, Muon, Parametrisation, Schedule
-from isoflop.training import others
+from isoflop.training import others, uncompiled
+from isoflop.training.distributed import is_sharded
 from isoflop.training.parametrisation import groups
 from models.interface import Model
 
@@ -21,13 +22,14 @@ def build(
     """Matrices with weight decay, everything else (norms, biases) without; each group at the share
     of the learning rate that the parametrisation gives it.
     """
+    uncompiled.unwrap()
     if isinstance(config, Lion):
         parts = [{k: v for k, v in group.items() if k != "eps"}
                  for group in groups(model, config, rule)]  # fmt: skip
         return others.Lion(parts, lr=config.lr, betas=config.betas)
     if isinstance(config, Muon):
         return _muon(model, config)
-    return torch.optim.AdamW(
+    return uncompiled.AdamW(
         list(groups(model, config, rule)),
         lr=config.lr,
         betas=config.betas,
@@ -50,11 +52,12 @@ def _muon(model: nn.Module, config: Muon) -> torch.optim.Optimizer:
         for group in groups(model, config, STANDARD)
         if (kept := [p for p in group["params"] if id(p) not in matrices])
     ]
-    adamw = torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
+    adamw = uncompiled.AdamW(rest, lr=config.lr, betas=config.betas, fused=True)
     if not inner:
         return adamw
     group = {"params": inner, "factor": 1.0}
-    muon = torch.optim.Muon(
+    kind = others.ShardedMuon if is_sharded(model) else torch.optim.Muon
+    muon = kind(
         [group], lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum,
         adjust_lr_fn="match_rms_adamw",
     )  # fmt: skip

@@ -41,17 +41,61 @@ class Lion(torch.optim.Optimizer):
 
     def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
         rate, (now, memory) = group["lr"], group["betas"]
-        grads = [p.grad for p in params if p.grad is not None]
         for p in params:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum"] for p in params]
+        momenta = [_own(self.state[p]["momentum"]) for p in params]
+        grads = [_own(p.grad) for p in params if p.grad is not None]
+        params = [_own(p) for p in params]
         moves = torch._foreach_lerp(momenta, grads, 1 - now)
         torch._foreach_sign_(moves)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
         torch._foreach_add_(params, moves, alpha=-rate)
         torch._foreach_lerp_(momenta, grads, 1 - memory)
+
+
+class ShardedMuon(torch.optim.Muon):
+    """torch's Muon for matrices in shards. What is to be made orthogonal must be whole: each matrix
+    comes together on every rank in turn, which then computes the same as all others, as every rank
+    of DDP does too; momenta and weights stay where they are."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        from torch.optim import _muon as own
+
+        assert closure is None, "no loss is computed twice"
+        for group in self.param_groups:
+            params: list[Any] = []  # DTensors, all of them
+            grads: list[Tensor] = []
+            momenta: list[Tensor] = []
+            self._init_group(group, params, grads, momenta)
+            for p, grad, momentum in zip(params, grads, momenta, strict=True):
+                momentum.lerp_(grad, 1 - group["momentum"])
+                update: Any = grad.lerp(momentum, group["momentum"])
+                moved = own._zeropower_via_newtonschulz(
+                    update.full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                rate = own._adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                _own(p).add_(_shard_of(moved, p), alpha=-rate)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What this rank holds of it: the memory itself, not a copy."""
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
+
+
+def _shard_of(whole: Tensor, like: Any) -> Tensor:
+    """The part of it that this rank holds of `like`."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    replicas = DTensor.from_local(whole, like.device_mesh, everywhere, run_check=False)
+    part: Tensor = replicas.redistribute(placements=like.placements).to_local()
+    return part
 
 
 class Joined(torch.optim.Optimizer):

@@ -15,17 +15,16 @@ does.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isoflop.run import AdamW, Run
+from isoflop.run import Run
 from isoflop.training import optimizer
 from isoflop.training.distributed import Ranks, least
 from isoflop.training.means import Means
-from isoflop.training.memory import STATE
+from isoflop.training.memory import state
 from models.interface import Model
 
 FITS = 0.7  # of a GPU: weights, gradients and moments must leave room for what passes through
@@ -42,7 +41,7 @@ def wanted(run: Run, ranks: Ranks, means: Means) -> bool:
         if not ranks.device.startswith("cuda"):
             return False
         total = torch.cuda.get_device_properties(ranks.device).total_memory
-        if STATE * run.model.parameters().all <= FITS * total:
+        if state(run) <= FITS * total:
             return False
     refuse(run, ranks.world, means)
     return True
@@ -54,9 +53,6 @@ def refuse(run: Run, world: int, means: Means) -> None:
         (world > 1, "--workers", world, "at least 2"),
         (means.compile != "on", "--compile", means.compile, "auto or off"),
         (means.attention != "flex", "--attention", means.attention, "sdpa or flash"),
-        (type(run.optimizer) is AdamW, "optimizer", run.optimizer.name, AdamW.name),
-        (run.ema == 0, "ema", run.ema, "0"),
-        (run.precision != "float16", "precision", run.precision, "float32, bfloat16 or auto"),
         (not run.evaluation.noise_scale, "evaluation.noise_scale", True, "False"),
     ):
         if not holds:
@@ -64,17 +60,23 @@ def refuse(run: Run, world: int, means: Means) -> None:
 
 
 def shard(
-    model: Model, optim: torch.optim.Optimizer, run: Run, ranks: Ranks
-) -> tuple[Model, torch.optim.Optimizer]:
-    """The model and its optimizer, both whole on the CPU, as this rank's shards on its device."""
+    model: Model,
+    optim: torch.optim.Optimizer,
+    averaged: Model | None,
+    run: Run,
+    ranks: Ranks,
+) -> torch.optim.Optimizer:
+    """Cut up the model, and its average if it has one, which are whole on the CPU: this rank's
+    shards are on its device then. An optimizer of these, as far as that of the whole was."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     moments = optim.state_dict()["state"]
     mesh = init_device_mesh(ranks.device.split(":")[0], (ranks.world,))
-    for layer in getattr(model, "blocks", ()):  # of a decoder, which calls each as a whole
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for each in (model, averaged) if averaged else (model,):
+        for layer in getattr(each, "blocks", ()):  # of a decoder, which calls each as a whole
+            fully_shard(layer, mesh=mesh)
+        fully_shard(each, mesh=mesh)
     made = optimizer.build(model, run.optimizer, run.parametrisation)
     parameters = [p for group in made.param_groups for p in group["params"]]
     values = made.state_dict()
@@ -83,7 +85,7 @@ def shard(
         for index, held in moments.items()
     }
     made.load_state_dict(values)
-    return model, made
+    return made
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -102,10 +104,10 @@ def gathered(
     """Both whole again, on the leading rank's CPU, for a checkpoint. All ranks must call it; what
     the others get is empty."""
     weights = {name: _whole(value, ranks) for name, value in model.state_dict().items()}
-    state = {} if optim is None else optim.state_dict()["state"]
+    held = {} if optim is None else optim.state_dict()["state"]
     moments = {
-        index: {name: _whole(value, ranks) for name, value in held.items()}
-        for index, held in state.items()
+        index: {name: _whole(value, ranks) for name, value in own.items()}
+        for index, own in held.items()
     }
     with torch.device("meta"):  # no weights are drawn: all are given
         whole = run.model.build()
@@ -153,8 +155,3 @@ def _whole(value: Any, ranks: Ranks) -> Any:
     found = value.full_tensor() if isinstance(value, DTensor) else value
     # What is gathered may be a view of more, which the format refuses.
     return found.cpu().clone() if ranks.leads else None
-
-
-def is_sharded(model: nn.Module) -> bool:
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(model, fsdp.FSDPModule)

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from isoflop.objectives import Batch, Objective
 from isoflop.objectives.regularise import losses
@@ -91,7 +90,8 @@ def move(
             scale.scaler.unscale_(optimizer)
         limit = run.optimizer.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if whole := getattr(norm, "full_tensor", None):  # of shards
+            norm = whole()
     with span("optimizer"):
         if scale:
             scale.step(optimizer, norm)

@@ -61,13 +61,13 @@ class Trunk:
         progress: Progress,
         model: Model,
         optimizer: torch.optim.Optimizer,
-        average: Average | None,
+        averaged: Model | None,
     ) -> None:
         """A checkpoint for those that leave here. Raises OSError where it cannot be written."""
         from isoflop.training import checkpoint
 
         checkpoint.save(
-            self.folder, run, progress, model, optimizer, average, identity=self.stem, kept=None
+            self.folder, run, progress, model, optimizer, averaged, identity=self.stem, kept=None
         )
 
     def begin(

@@ -13,13 +13,19 @@ import pandas as pd
 import pytest
 import torch
 
+from isoflop.captures import Spec
 from isoflop.orchestration.cluster import Resources
-from isoflop.orchestration.job import Job, execute
+from isoflop.orchestration.job import Job, execute, result
+from isoflop.orchestration.points import run_points
 from isoflop.orchestration.scribe import Beside, Desk, Offer, Scribe, beside, weights
+from isoflop.orchestration.slots import Slots
 from isoflop.rollouts.capture import read
 from isoflop.run import Rollouts, Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
+from isoflop.training.means import Means
+
+from .test_points import Heard
 
 MakeRun = Callable[..., Run]
 MakeJob = Callable[..., Job]
@@ -65,6 +71,30 @@ def test_a_scribe_writes_what_the_trainer_would(
     assert {0, 20} <= set(theirs["step"]) <= set(mine["step"])
     both = mine[mine["step"].isin(theirs["step"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(both, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_scribe_writes_what_shards_learn(
+    ray_cluster: Resources, make_run: MakeRun, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """Which no rank has whole."""
+    specs = (Spec(name="mean", prompts=("a", "def "), seeds=2, new_tokens=8, weights="ema"),)
+    asked = Rollouts(prompts=("a", "def "), seeds=2, new_tokens=8, budget=1e6, specs=specs)
+    run = make_run("llama-tied", ema=0.5, rollouts=asked)
+    alone = make_job(run, "alone")
+    assert execute(alone, Ranks(), quiet)["status"] == "finished"
+    shards = replace(make_job(run, "shards"), beside=True, means=Means(shard="on"))
+    run_points([shards], Slots(workers=2, at_once=1, gpu=False), tmp_path / "ray", Heard())
+    ended = result(shards.folder) or {}
+    assert (ended["status"], ended["workers"], ended["sharded"]) == ("finished", 2, True)
+    mine, theirs = rows(alone.folder), rows(shards.folder)
+    assert {0, 20} <= set(theirs["step"])
+    written = [
+        frame[frame["step"] == 0]["completion_ids"].map(list).tolist() for frame in (mine, theirs)
+    ]
+    assert len(written[0]) == 8
+    assert written[0] == written[1]
 
 
 class Slow:

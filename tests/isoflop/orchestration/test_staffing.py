@@ -27,7 +27,7 @@ from isoflop.orchestration.staffing import (
     taken,
     wall,
 )
-from isoflop.run import Lion, Run
+from isoflop.run import Evaluation, Run
 from isoflop.training.means import Means
 from isoflop.training.memory import STATE
 from isoflop.training.sharding import FITS
@@ -82,10 +82,11 @@ def test_what_one_device_cannot_hold_is_split_over_several(make_run: MakeRun) ->
     assert set(whole.values()) == {Staff(2, LENGTH)}, "eight devices, three runs"
     with pytest.raises(ValueError, match=r"2 workers with .* GB each cannot hold it"):
         staffed(made, seconds, replace(third, units=2))
-    muon = make_run(optimizer=Lion(lr=1e-3), batch_tokens=256, tokens=2560)
-    with pytest.raises(ValueError, match="optimizer is lion; for a model in shards"):
-        third.fewest(muon)
-    assert Place(units=8).fewest(muon, Means()) == 1
+    judged = Evaluation(noise_scale=True)
+    measured = make_run(evaluation=judged, batch_tokens=256, tokens=2560)
+    with pytest.raises(ValueError, match="noise_scale is True; for a model in shards"):
+        third.fewest(measured)
+    assert Place(units=8).fewest(measured, Means()) == 1
     assert Place(units=8).fewest(next(iter(made.values())), Means(shard="on")) == 2
 
 

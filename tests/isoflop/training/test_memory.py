@@ -16,7 +16,7 @@ from isoflop import objectives
 from isoflop.data.rows import sample
 from isoflop.run import Run
 from isoflop.targets import suiting
-from isoflop.training.memory import MARGIN, STATE, memory
+from isoflop.training.memory import MARGIN, STATE, memory, state
 from models import (
     Config,
     DiffusionConfig,
@@ -162,3 +162,9 @@ def test_a_process_takes_no_more_than_the_margin(kind: str) -> None:
     )
     assert not shown.returncode, shown.stderr
     assert 0.7 < float(shown.stdout) < MARGIN
+
+
+def test_an_average_is_a_further_copy(make_run: Callable[..., Run]) -> None:
+    plain, averaged = make_run("gpt2"), make_run("gpt2", ema=0.9)
+    assert state(averaged) - state(plain) == 4 * plain.model.parameters().all
+    assert state(plain) == 16 * plain.model.parameters().all

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from isoflop.captures import Spec
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.rollouts.capture import read
-from isoflop.run import Evaluation, Lion, Rollouts, Run
+from isoflop.run import Evaluation, Lion, Muon, Rollouts, Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.means import Means
 from isoflop.training.sharding import refuse, wanted
@@ -91,6 +93,75 @@ def test_every_model_of_the_zoo_trains_in_shards(
 
 
 @pytest.mark.slow
+def test_optimizers_and_averages_go_with_shards(
+    make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
+) -> None:
+    """To what one process has, the averaged weights too; and a run that shards left goes on whole,
+    as one that they take up does."""
+    asked = {"name": "mean", "prompts": ("a", "def "), "seeds": 1, "new_tokens": 8}
+    averaged = {
+        "ema": 0.8,
+        "evaluation": Evaluation(tokens=512, times=2, weights="ema"),
+        "rollouts": Rollouts(
+            captures=2,
+            budget=1e6,
+            specs=(Spec(**asked, weights="ema"), Spec(**asked | {"name": "raw"})),
+        ),
+    }
+    lion = make_run("gpt2", optimizer=Lion(lr=3e-4), **averaged)
+    muon = make_run("llama-tied", optimizer=Muon(lr=1e-3), **averaged)
+    alone = [make_job(lion, "lion-1"), make_job(muon, "muon-1")]
+    for job in alone:
+        assert execute(job, Ranks(), lambda records: None)["status"] == "finished"
+    sharded = [
+        replace(make_job(run, f"{run.optimizer.name}-2"), means=SHARDS) for run in (lion, muon)
+    ]
+    begun = make_job(muon, "begun")
+    left = replace(make_job(muon, "left"), means=SHARDS)
+    stopped(begun, lambda: execute(begun, Ranks(), lambda records: None))
+    stopped(left, lambda: wait(start_jobs([left], 2)))
+
+    wait(start_jobs([*sharded, replace(begun, means=SHARDS)], 2))
+    plain = replace(left, means=Means())
+    assert execute(plain, Ranks(), lambda records: None)["status"] == "finished"
+    for job in sharded:
+        ended = result(job.folder) or {}
+        assert (ended["status"], ended["sharded"]) == ("finished", True)
+        assert set(read(job.folder / "rollouts")["spec"]) == {"mean", "raw"}
+    assert_agree(alone[0], sharded[0], "losses")
+    kept = "checkpoints/step-00000020/ema.safetensors"
+    mine = load_file(alone[1].folder / kept)
+    for other in (sharded[1], begun, left):
+        assert_agree(alone[1], other)
+        theirs = load_file(other.folder / kept)
+        assert theirs.keys() == mine.keys()
+        for name, values in mine.items():
+            torch.testing.assert_close(theirs[name], values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_shards_leave_out_a_step_together(
+    make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
+) -> None:
+    """Gradients overflow float16 in what one rank holds; all ranks hear of it, as DDP's do."""
+    run = make_run("gpt2", precision="float16")
+    whole, shards = make_job(run, "whole"), make_job(run, "shards")
+    for job in (whole, shards):
+        stopped(job, lambda job=job: execute(job, Ranks(), lambda records: None))  # type: ignore[misc]
+        (file,) = (job.folder / "checkpoints").glob("step-*/state.json")
+        state = json.loads(file.read_text())
+        state["progress"]["scale"]["scaler"]["scale"] = 2.0**30
+        file.write_text(json.dumps(state))
+    wait(start_jobs([whole, replace(shards, means=SHARDS)], 2))
+    one, two = (result(job.folder) or {} for job in (whole, shards))
+    assert (two["status"], two["sharded"]) == ("finished", True)
+    assert 2 < two["steps_left_out"] == one["steps_left_out"] < 19
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    scales = [[record.get("loss_scale") for record in history(job)] for job in (whole, shards)]
+    assert scales[0] == scales[1]
+
+
+@pytest.mark.slow
 def test_rollouts_of_shards_are_those_of_the_model(
     make_run: Callable[..., Run], make_job: Callable[..., Job], start_jobs: Start
 ) -> None:
@@ -120,9 +191,6 @@ def test_rollouts_of_shards_are_those_of_the_model(
 def test_what_does_not_go_with_shards_is_named(make_run: Callable[..., Run]) -> None:
     for run, means, world, said in (
         (make_run(), SHARDS, 1, "--workers is 1; for a model in shards it must be at least 2"),
-        (make_run(optimizer=Lion(lr=1e-3)), SHARDS, 2, "optimizer is lion"),
-        (make_run(ema=0.9), SHARDS, 2, "ema is 0.9"),
-        (make_run(precision="float16"), SHARDS, 2, "precision is float16"),
         (make_run(evaluation=Evaluation(noise_scale=True)), SHARDS, 2, "noise_scale is True"),
         (make_run(), Means(shard="on", compile="on"), 2, "--compile is on"),
     ):
