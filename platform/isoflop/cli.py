@@ -6,6 +6,8 @@ Nothing heavy is imported before it is known to be needed: `isoflop --help` is q
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `isoflop` command."""
+    # Python's last search for garbage takes seconds where MLflow and Ray are loaded.
+    atexit.register(gc.freeze)
     options = parser().parse_args(arguments)
     try:
         sys.exit(options.act(options))

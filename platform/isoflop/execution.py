@@ -20,6 +20,7 @@ from isoflop.watching import Both, Fetched, Limited, Spare, Tracked
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
     from isoflop.orchestration.cluster import Resources
+    from isoflop.orchestration.ready import Ready
     from isoflop.orchestration.sharing import Sharing
     from isoflop.orchestration.slots import Slots
     from isoflop.orchestration.staffing import Place
@@ -34,13 +35,27 @@ def carry_out(campaign: Campaign, left: list[Job], source: Source | None = None)
     tracker = tracking.Tracker(
         machine.tracking_uri, campaign.study.name, machine.storage / "mlartifacts"
     )
-    _on_a_cluster(campaign, left, source, tracker)
+    ready = _on_a_cluster(campaign, left, source, tracker)
+    stopped = _conclude(campaign, left, source, tracker, time.monotonic() - began)
+    if ready:
+        ready.fill()  # last: the report wants the cores first
+    return stopped
+
+
+def _conclude(
+    campaign: Campaign,
+    left: list[Job],
+    source: Source | None,
+    tracker: tracking.Tracker,
+    seconds: float,
+) -> bool:
+    """What was spent, and the report. True if the study was stopped, which has neither."""
     if (campaign.folder / "stop").exists():
         _close(tracker)
         return True
     from isoflop.plan import against_plan, spent
 
-    print(spent(campaign.chosen, time.monotonic() - began, campaign.limits.price))
+    print(spent(campaign.chosen, seconds, campaign.limits.price))
     print(against_plan(campaign.folder, campaign.chosen if source else left), end="")
     campaign.report()
     _track_study(campaign, tracker)
@@ -49,7 +64,7 @@ def carry_out(campaign: Campaign, left: list[Job], source: Source | None = None)
 
 def _on_a_cluster(
     campaign: Campaign, left: list[Job], source: Source | None, tracker: tracking.Tracker
-) -> None:
+) -> Ready | None:
     from isoflop.orchestration.cluster import cluster
     from isoflop.orchestration.points import run_search
 
@@ -81,6 +96,7 @@ def _on_a_cluster(
             _in_stages(campaign, left, places, watcher)
         _stop_missing(campaign, left, progress)
         _ask(campaign, places.last, tracker, progress)
+    return resources.ready
 
 
 @dataclass(frozen=True, kw_only=True)

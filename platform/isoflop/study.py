@@ -13,6 +13,8 @@ nothing itself, and states every decision that a run depends on.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     """The command line of a study. Exits with 2 and one sentence on wrong input, 1 if runs failed,
     130 if it was stopped."""
+    # Python's last search for garbage takes seconds where MLflow and Ray are loaded.
+    atexit.register(gc.freeze)
     options = parser(study).parse_args(arguments)
     try:
         sys.exit(_dispatch(study, options))

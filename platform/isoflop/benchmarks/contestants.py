@@ -9,6 +9,8 @@ three tracks anything or writes a report. `isoflop` is what a study's command do
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing
 import sys
 import warnings
@@ -100,6 +102,7 @@ def tune(made: Campaign, at_once: int) -> None:
 
 def isoflop(made: Campaign, at_once: int) -> None:
     """As the study's command would: tracked, and with its report."""
+    atexit.register(gc.freeze)
     if made.go() != 0:
         raise RuntimeError("a run of the grid failed")
 

@@ -38,7 +38,7 @@ from models.interface import Config
 ATTACHED, AGAIN = "isoflop, attached", "plain, again"
 GOALS = {"isoflop": 1.35, ATTACHED: 1.10}  # of the plain loop
 PEERS, PEER_POINTS = ("joblib", "tune"), 8
-STANDING_SECONDS = 10.0  # until a cluster is done with its own start, which is not to be measured
+STANDING_SECONDS = 10.0  # until a cluster is done with what a study left it to do
 WAIT_SECONDS = 300.0  # for a killed run to go on
 
 
@@ -101,10 +101,10 @@ def _tokens(seconds: float) -> int:
 
 @contextmanager
 def _standing(at_once: int) -> Iterator[tuple[Resources, str]]:
-    """A cluster of this process, and its address for others."""
+    """A cluster of this process, as `ray start` would have made it, and its address for others."""
     import ray
 
-    with cluster(None, cpus=at_once) as resources:
+    with cluster(None, cpus=at_once, preload=False) as resources:
         yield resources, str(ray.get_runtime_context().gcs_address)
 
 
@@ -113,6 +113,7 @@ def _round(folder: Path, points: int, tokens: int, at_once: int) -> dict[str, To
     for way in ("plain", "isoflop"):
         took[way] = _take(folder / way, way, points, tokens, at_once)
     with _standing(at_once) as (_, address):
+        _take(folder / "before", "isoflop", at_once, tokens // 4, at_once, address)
         time.sleep(STANDING_SECONDS)
         took[ATTACHED] = _take(folder / "attached", "isoflop", points, tokens, at_once, address)
     took[AGAIN] = _take(folder / "again", "plain", points, tokens, at_once)

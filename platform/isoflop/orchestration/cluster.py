@@ -11,11 +11,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import isoflop
+from isoflop.orchestration.ready import PRELOADING, Ready, environment, raylets, ready
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Resources:
 
     cpus: int
     gpus: int
+    ready: Ready | None = field(default=None, compare=False)  # of a standing one on this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,6 @@ ASK_SECONDS = 120.0  # for a process on a GPU's node to start and import torch
 # What trials need. Ray starts a process for each core at once, before it knows what for: these
 # import it while the driver imports its own.
 PRELOADED = "isoflop.orchestration.trials,ray.tune"
-PRELOADING = 8  # cores at most: each such process has some 300 MB, whether or not a run needs it
 GONE_SECONDS = 60.0  # for Ray to see that a node is gone
 
 # Ray reads these when it starts; facts behind each in the comment.
@@ -51,13 +52,20 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the announced default; else it warns
+    # Runs train in a thread of their process. With the default, eight for each core, glibc gives
+    # each new thread memory of its own, and a run of some seconds spent 5 % of them on its pages.
+    "MALLOC_ARENA_MAX": "1",
 }
+OWN = ("RAY_TRAIN_", "MALLOC_")  # those that the processes of a standing cluster need, by name
 
 
 @contextmanager
-def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]:
+def cluster(
+    address: str | None, cpus: int | None = None, preload: bool = True
+) -> Iterator[Resources]:
     """Join the cluster at `address` ("auto": the one on this machine), or start a local one with
-    `cpus` processors and end it afterwards. Token authentication is Ray's default and stays on.
+    `cpus` processors, whose processes load what trials need at once, and end it afterwards. Token
+    authentication is Ray's default and stays on.
 
     Raises ValueError if nothing answers at `address`.
     """
@@ -71,15 +79,16 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Resources]
         yield _resources()
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    found = None
     if address is None:
-        _start(cpus, options)
+        _start(cpus, preload, options)
     else:
         try:
-            ray.init(address=address, runtime_env=_shipped(), **options)
+            found = _join(address, options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from error
     try:
-        yield _resources()
+        yield replace(_resources(), ready=found)
     finally:
         _leave()
 
@@ -150,11 +159,11 @@ def _answers(node: dict[str, Any]) -> bool:
     return True
 
 
-def _start(cpus: int | None, options: dict[str, Any]) -> None:
+def _start(cpus: int | None, preload: bool, options: dict[str, Any]) -> None:
     """A local cluster; once more if the machine was too loaded for Ray's fixed 30 s of patience."""
     import ray
 
-    if (cpus or os.cpu_count() or 1) <= PRELOADING:
+    if preload and (cpus or os.cpu_count() or 1) <= PRELOADING:
         os.environ.setdefault("RAY_preload_python_modules", PRELOADED)
     for attempt in (1, 2):
         try:
@@ -164,6 +173,23 @@ def _start(cpus: int | None, options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt == 2:
                 raise
+
+
+def _join(address: str, options: dict[str, Any]) -> Ready | None:
+    """Where all of it is on this machine and has this code, its processes can stand ready; anywhere
+    else the code is shipped with the study, which only its own processes have then."""
+    import ray
+
+    variables = {name: value for name, value in ENVIRONMENT.items() if name.startswith(OWN)}
+    if raylets():
+        ray.init(address=address, runtime_env=environment(variables), **options)
+        written = ray.get_runtime_context().get_runtime_env_string()
+        if found := ready(ray.nodes(), written):
+            found.fill()
+            return found
+        _leave()
+    ray.init(address=address, runtime_env=_shipped(variables), **options)
+    return None
 
 
 def _leave() -> None:
@@ -182,14 +208,12 @@ def _leave() -> None:
             gc.enable()
 
 
-def _shipped() -> dict[str, Any]:
+def _shipped(variables: dict[str, str]) -> dict[str, Any]:
     """A cluster elsewhere gets this checkout's code, so that driver and workers agree. Modules,
     never the checkout as a whole: its folder platform/ is a source root and not importable.
     """
     import models
 
     packages = [isoflop.__file__, models.__file__]
-    return {
-        "py_modules": [str(Path(str(file)).parent) for file in packages],
-        "env_vars": {k: v for k, v in ENVIRONMENT.items() if k.startswith("RAY_TRAIN")},
-    }
+    folders = [str(Path(str(file)).parent) for file in packages]
+    return {"py_modules": folders, "env_vars": variables}

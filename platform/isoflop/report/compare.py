@@ -137,10 +137,10 @@ def mean_difference(pairs: pd.DataFrame, cell: Sequence[str]) -> Interval | Refu
             f"{len(means)} pairs of runs agree in all axes, and {FEWEST_PAIRS} are needed",
             "train the same points in both",
         )
-    from scipy import stats
+    from scipy.special import stdtrit
 
-    centre, error = float(means.mean()), float(stats.sem(means))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(means) - 1)) * error
+    centre, error = float(means.mean()), float(means.std(ddof=1)) / len(means) ** 0.5
+    half = float(stdtrit(len(means) - 1, (1 + LEVEL) / 2)) * error
     return Interval(centre, centre - half, centre + half)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from isoflop.rollouts.measured import Missing
 from isoflop.rollouts.repetition import before_loop, find_loop, grams
@@ -194,4 +193,6 @@ def _too_short(corpus: Corpus) -> Missing | None:
 
 def _log_choose(n: Any, k: Any) -> Any:
     """Logarithm of the binomial coefficient, for 0 <= k <= n that need not be whole."""
+    from scipy.special import gammaln
+
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

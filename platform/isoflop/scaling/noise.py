@@ -48,11 +48,11 @@ class SeedNoise:
     def detectable(self, at: float, seeds: int = 1, power: float = POWER) -> float:
         """The smallest difference in ln L of two settings with so many seeds each at `at` that a
         two-sided 5 % test finds with `power` (by Student's t, since sd itself is estimated)."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if seeds < 1 or not 0 < power < 1:
             raise ValueError(f"seeds {seeds} must be at least 1, power {power} in (0, 1)")
-        bounds = float(t.ppf((1 + LEVEL) / 2, self.freedom) + t.ppf(power, self.freedom))
+        bounds = float(stdtrit(self.freedom, [(1 + LEVEL) / 2, power]).sum())
         return bounds * float(self.sd(at)) * float(np.sqrt(2 / seeds))
 
 
@@ -113,8 +113,8 @@ def _deviance(variance: Array, freedom: Array, log_sd: Array) -> float:
 
 def _spread(level: float, freedom: int) -> Interval:
     """The interval of a standard deviation with so many degrees of freedom."""
-    from scipy.stats import chi2
+    from scipy.special import gammaincinv
 
-    tails = chi2.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], freedom)
+    tails = 2 * gammaincinv(freedom / 2, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])  # of chi2
     low, high = np.exp(level) * np.sqrt(freedom / tails)
     return Interval(float(np.exp(level)), float(low), float(high))

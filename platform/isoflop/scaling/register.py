@@ -227,7 +227,7 @@ def calibration(scored: Sequence[Scored]) -> Calibration | None:
     """Over all that are given; None without a prediction."""
     if not scored:
         return None
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     ended = [s for s in scored if s.inside is not None]
     inside = sum(bool(s.inside) for s in ended)
@@ -237,7 +237,7 @@ def calibration(scored: Sequence[Scored]) -> Calibration | None:
         inside=inside,
         error=float(np.abs(errors).mean()) if len(errors) else float("nan"),
         bias=float(errors.mean()) if len(errors) else float("nan"),
-        chance=float(binom.cdf(inside, len(ended), LEVEL)) if ended else 1.0,
+        chance=float(bdtr(inside, len(ended), LEVEL)) if ended else 1.0,
         altered=sum(not s.genuine for s in scored),
         open=sum(s.genuine and s.loss is None for s in scored),
     )

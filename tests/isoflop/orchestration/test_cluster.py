@@ -2,6 +2,7 @@
 
 import os
 import socket
+import statistics
 import time
 
 import pytest
@@ -35,3 +36,37 @@ def test_trials_are_as_important_as_their_driver(ray_cluster: Resources) -> None
     import ray
 
     assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
+def test_a_run_takes_up_the_memory_of_the_one_before(ray_cluster: Resources) -> None:
+    """Though each trains in a thread of its own."""
+    import ray
+
+    def faults() -> list[int]:
+        """Pages that the kernel had to give, to each of some threads one after another."""
+        import resource
+        import threading
+
+        import torch
+
+        from isoflop.training.process import settle
+
+        given = []
+
+        def train() -> None:
+            settle(1)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(3):
+                torch.ones(40, 2**18)  # 40 MB, as parts of which a step is made
+                [torch.ones(2**18) for _ in range(40)]
+            given.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+        for _ in range(6):
+            thread = threading.Thread(target=train)
+            thread.start()
+            thread.join()
+        return given
+
+    first, *others = ray.get(ray.remote(faults).remote())
+    assert first > 5_000
+    assert statistics.median(others) < first / 10
