@@ -10,11 +10,15 @@ from isoflop.study import Grid, Study, grid, main
 from models import Config, GPT2Config, LlamaConfig
 
 CONTEXT = 64
-DEPTH = {8: 1, 10: 1, 12: 1, 16: 1, 24: 1, 32: 1, 48: 2, 64: 2}  # by width
 
-# Five sizes per budget, about the optimum that the budget below suggests. At this scale every FLOP
-# goes into few steps, so batches are small and models smaller than anybody would deploy.
-SIZES = {4e10: [8, 10, 12, 16, 24], 1.2e11: [12, 16, 24, 32, 48], 3.6e11: [16, 24, 32, 48, 64]}
+# Five or six sizes about each budget's optimum, so that every family is judged at its own best one.
+# Where so little can be spent, models are smaller than anybody would deploy, batches are small, and
+# text is read as bytes: most FLOPs would else go into a table of words that both families share.
+SIZES = {
+    2e10: [8, 12, 16, 20, 24],
+    5e10: [8, 12, 16, 20, 24, 32],
+    1.2e11: [12, 16, 20, 24, 32, 40],
+}
 
 # Beginnings of real modules, and an empty page: the same for every run, so that runs compare in
 # pairs.
@@ -31,8 +35,8 @@ PROMPTS = (
 
 
 def model(arch: str, width: int) -> Config:
-    """Heads of 8 or a few more, and in both one table for reading and writing tokens."""
-    shape = {"width": width, "depth": DEPTH[width], "heads": width // 8, "context": CONTEXT}
+    """Two layers, heads of 8 or a few more, and in both one table for reading and writing."""
+    shape = {"width": width, "depth": 2, "heads": width // 8, "context": CONTEXT}
     return GPT2Config(**shape) if arch == "gpt2" else LlamaConfig(**shape, tied=True)
 
 
@@ -40,7 +44,7 @@ def run(*, arch: str, width: int, flops: float, seed: int) -> Run:
     """One point of the grid. Every decision that a run depends on is stated here."""
     return Run(
         model=model(arch, width),
-        data=Text(source="python-stdlib", tokenizer="bpe-2048"),
+        data=Text(source="python-stdlib", tokenizer="bytes"),
         flops=flops,
         batch_tokens=4 * CONTEXT,
         optimizer=AdamW(lr=8e-3 * 32 / width, betas=(0.9, 0.99)),  # the step shrinks with the width
@@ -58,7 +62,7 @@ def budget(flops: float) -> Grid:
 study = Study(
     name="scaling-grid",
     run=run,
-    points=budget(4e10) + budget(1.2e11) + budget(3.6e11),
+    points=budget(2e10) + budget(5e10) + budget(1.2e11),
     family="arch",
     budget="flops",
 )

@@ -88,17 +88,21 @@ class Ready:
 
 def ready(nodes: Sequence[dict[str, Any]], environment: str) -> Ready | None:
     """`nodes` as Ray tells them. None: some are elsewhere, or would import other code."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
     here = {_option(raylet, "--raylet_socket_name"): raylet for raylet in raylets()}
     found = []
     for node in nodes:
         if not node["Alive"]:
             continue
         raylet = here.get(node["RayletSocketName"])
-        if raylet is None or not _same_code(raylet):
+        mine = raylet is not None and node["NodeManagerAddress"] == address
+        if raylet is None or not mine or not _same_code(raylet):
             return None
-        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
         cores = int(node["Resources"].get("CPU", 0))
-        found.append(Node(address=address, raylet=raylet, cores=cores))
+        port = node["NodeManagerPort"]
+        found.append(Node(address=f"{address}:{port}", raylet=raylet, cores=cores))
     return Ready(nodes=tuple(found), environment=environment)
 
 

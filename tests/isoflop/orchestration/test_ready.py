@@ -99,6 +99,7 @@ def test_a_node_elsewhere_gets_the_code(found: Ready) -> None:
     (here,) = ray.nodes()
     elsewhere = {**here, "RayletSocketName": "/tmp/ray/elsewhere/sockets/raylet"}
     assert ready([here, elsewhere], "{}") is None
+    assert ready([here, {**here, "NodeManagerAddress": "192.0.2.77"}], "{}") is None
     gone = {**elsewhere, "Alive": False}
     assert ready([here, gone], "{}") is not None
 
