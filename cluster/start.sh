@@ -11,6 +11,7 @@ PATH="$PWD/.venv/bin:$PATH"
 
 role="$1"
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_worker_niceness=0 # by default training gives way to everything else on its node
 umask 077
 ulimit -n 65535 2>/dev/null || true
 
