@@ -85,7 +85,7 @@ def show(points: int, seconds: float, rounds: int) -> int:
         took = [_round(storage / str(k), points, tokens, at_once) for k in range(rounds)]
         _print(took, points)
         _tracking(storage / "0" / "plain", storage, seconds)
-        with _standing(at_once) as (resources, _):
+        with cluster(None, cpus=at_once) as resources:  # as a study starts it
             _recovery(storage, 8 * tokens, resources)
     return 0
 
@@ -100,19 +100,19 @@ def _tokens(seconds: float) -> int:
 
 
 @contextmanager
-def _standing(at_once: int) -> Iterator[tuple[Resources, str]]:
-    """A cluster of this process, as `ray start` would have made it, and its address for others."""
+def _standing(at_once: int) -> Iterator[str]:
+    """The address of a cluster like those that `ray start` makes."""
     import ray
 
-    with cluster(None, cpus=at_once, preload=False) as resources:
-        yield resources, str(ray.get_runtime_context().gcs_address)
+    with cluster(None, cpus=at_once, preload=False):
+        yield str(ray.get_runtime_context().gcs_address)
 
 
 def _round(folder: Path, points: int, tokens: int, at_once: int) -> dict[str, Took]:
     took = {}
     for way in ("plain", "isoflop"):
         took[way] = _take(folder / way, way, points, tokens, at_once)
-    with _standing(at_once) as (_, address):
+    with _standing(at_once) as address:
         _take(folder / "before", "isoflop", at_once, tokens // 4, at_once, address)
         time.sleep(STANDING_SECONDS)
         took[ATTACHED] = _take(folder / "attached", "isoflop", points, tokens, at_once, address)
