@@ -11,6 +11,7 @@ lease      one driver of a study, where a lock on a disk cannot tell
 
 Many runs on Ray:
 cluster    start or join a Ray cluster
+ready      processes that wait on a standing one for the next study
 slots      how many runs go side by side, and what each gets
 sharing    how many of them one GPU holds
 staffing   how many workers each run gets
