@@ -10,6 +10,7 @@ and what all would take follows from when the first began and what each further 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import statistics
@@ -26,7 +27,7 @@ from typing import Any
 
 from isoflop.benchmarks.contestants import base, campaign
 from isoflop.campaign import Machine
-from isoflop.orchestration.cluster import Resources, cluster
+from isoflop.orchestration.cluster import cluster
 from isoflop.orchestration.job import Job
 from isoflop.orchestration.points import run_points
 from isoflop.orchestration.slots import slots
@@ -85,9 +86,12 @@ def show(points: int, seconds: float, rounds: int) -> int:
         took = [_round(storage / str(k), points, tokens, at_once) for k in range(rounds)]
         _print(took, points)
         _tracking(storage / "0" / "plain", storage, seconds)
-        with cluster(None, cpus=at_once) as resources:  # as a study starts it
-            _recovery(storage, 8 * tokens, resources)
-    return 0
+        # In a process of its own, as a study: Ray reads what to preload once in a process.
+        arguments = (storage, 8 * tokens, at_once)
+        own = multiprocessing.get_context("spawn").Process(target=_recovery, args=arguments)
+        own.start()
+        own.join()
+    return own.exitcode or 0
 
 
 def _tokens(seconds: float) -> int:
@@ -229,7 +233,7 @@ class _Killer:
             time.sleep(0.05)
 
 
-def _recovery(storage: Path, tokens: int, resources: Resources) -> None:
+def _recovery(storage: Path, tokens: int, at_once: int) -> None:
     """From SIGKILL of the process that trains to the first record after it."""
     made = campaign(1, tokens, Machine(storage=storage / "recovery"))
     (job,) = made.chosen
@@ -237,7 +241,8 @@ def _recovery(storage: Path, tokens: int, resources: Resources) -> None:
     killer = _Killer(job)
     thread = threading.Thread(target=killer.kill, daemon=True)
     thread.start()
-    run_points([job], slots(resources, 1, 1), storage / "ray", killer)
+    with cluster(None, cpus=at_once) as resources:
+        run_points([job], slots(resources, 1, 1), storage / "ray", killer)
     thread.join()
     if killer.killed is None or killer.back is None:
         print("recovery: the run ended before it could be killed; give it more --seconds")
