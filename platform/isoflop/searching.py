@@ -7,7 +7,6 @@ knows the runs of all those before it, whatever was searched for then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from isoflop import record
@@ -23,7 +22,7 @@ from isoflop.training.loop import Record
 from isoflop.upcoming import keep
 
 if TYPE_CHECKING:
-    from isoflop.orchestration.searches import Searching
+    from isoflop.orchestration.searches import Asked, Searching
 
 SHOWN = 8  # points of a plan that may be chosen
 
@@ -44,20 +43,10 @@ class Source:
             longest = max(job.run.tokens or 1 for job in examples)
             self.searching = opened(campaign, longest)
         self.jobs = {job.run.identity: job for job in campaign.jobs}
-        open_runs = self.searching.resume()
-        self._catch_up(open_runs)
-        self.left = [job for job in campaign.jobs if job.run.identity in open_runs]
-        self.left = [job for job in self.left if _status(job) not in FINAL]
-
-    def _catch_up(self, open_runs: Mapping[str, Point]) -> None:
-        """Tell what was recorded and not told: by a killed driver, or for another search."""
-        for job in self.campaign.jobs:
-            status = _status(job)
-            if status not in FINAL:
-                continue
-            if job.run.identity in open_runs:
-                self.ended(job, result(job.folder) or {})
-            elif status == "finished":
+        open_jobs = [self._taken(asked) for asked in self.searching.resume()]
+        self.left = [job for job in open_jobs if job is not None]
+        for job in campaign.jobs:  # recorded, and not told: for another search of the folder
+            if _status(job) == "finished":
                 self.searching.warm(job.run.identity, job.axes, metrics(job, self.search))
 
     @property
@@ -76,26 +65,26 @@ class Source:
         if self.left:
             return self.left.pop(0)
         while self.further:
-            job = self._chosen()
+            job = self._taken(self.searching.ask())
             if job is not None:
                 return job
         return None
 
-    def _chosen(self) -> Job | None:
-        """The run of the next point; None where there is nothing to train for it."""
-        asked = self.searching.ask()
+    def _taken(self, asked: Asked) -> Job | None:
+        """The run of a point, which becomes one of the study's; None where there is nothing to
+        train for it. A driver that is killed anywhere in here does it again."""
         label = self.campaign.study.label(asked.point)
         try:
             job = made(self.campaign, asked.point)
         except ValueError as error:
             print(f"{label} cannot be run: {error}", flush=True)
-            self.searching.drop(str(error))
+            self.searching.drop(asked, str(error))
             return None
         identity = job.run.identity
         if identity in self.searching.running:
-            self.searching.drop("the same run is under way")
+            self.searching.drop(asked, "the same run is under way")
             return None
-        self.searching.begin(identity)
+        self.searching.begin(asked, identity)
         if identity not in self.jobs:
             self.jobs[identity] = job
             keep(self.campaign.folder, self.campaign.study, [asked.point])

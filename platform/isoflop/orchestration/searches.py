@@ -61,8 +61,12 @@ def quiet() -> Iterator[None]:
 class Asked:
     """One point to try, as its trial in the storage knows it."""
 
-    number: int
+    trial: optuna.Trial
     point: Point
+
+    @property
+    def number(self) -> int:
+        return int(self.trial.number)
 
 
 @dataclass
@@ -134,37 +138,33 @@ class Searching:
     def ask(self) -> Asked:
         """The next point. `begin` must be told which run it is."""
         with quiet():
-            trial = self.study.ask()
-            point = suggest(trial, self.space)
-            trial.set_user_attr(HELD, point)
-        self._last = trial
-        return Asked(number=trial.number, point=point)
+            return self._point_of(self.study.ask())
 
-    def begin(self, run: str) -> None:
-        """The last point asked for is the run of this identity."""
-        self._last.set_user_attr(RUN, run)
-        self.running[run] = self._last
+    def _point_of(self, trial: optuna.Trial) -> Asked:
+        """Axes that the storage knows of the trial stay as they are; the others are drawn."""
+        point = suggest(trial, self.space)
+        trial.set_user_attr(HELD, point)
+        return Asked(trial=trial, point=point)
 
-    def drop(self, why: str) -> None:
-        """The last point asked for cannot be run."""
-        self._last.set_user_attr("why", why)
+    def begin(self, asked: Asked, run: str) -> None:
+        """The point is the run of this identity."""
+        asked.trial.set_user_attr(RUN, run)
+        self.running[run] = asked.trial
+
+    def drop(self, asked: Asked, why: str) -> None:
+        """The point cannot be run."""
+        asked.trial.set_user_attr("why", why)
         with quiet():
-            self.study.tell(self._last, state=TrialState.FAIL)
+            self.study.tell(asked.trial, state=TrialState.FAIL)
 
-    def resume(self) -> dict[str, Point]:
-        """Runs that were asked for and never told, by identity: a driver was killed, or stopped.
-        A trial that was not yet a run is given up."""
-        found = {}
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial = optuna.Trial(self.study, frozen._trial_id)
-            run = frozen.user_attrs.get(RUN)
-            if run is None or run in self.running:
-                with quiet():
-                    self.study.tell(trial, state=TrialState.FAIL)
-                continue
-            self.running[run] = trial
-            found[run] = dict(frozen.user_attrs[HELD])
-        return found
+    def resume(self) -> list[Asked]:
+        """Points that were asked for and never told: a driver was killed, or stopped, be it in the
+        midst of asking. `begin` must be told again which runs they are."""
+        open_trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        with quiet():
+            return [
+                self._point_of(optuna.Trial(self.study, frozen._trial_id)) for frozen in open_trials
+            ]
 
     def known(self, run: str) -> bool:
         """Has this search tried that run?"""

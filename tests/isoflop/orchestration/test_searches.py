@@ -30,7 +30,7 @@ def go(searching: Searching, trials: int, value: Callable[[dict[str, Any]], floa
     for _ in range(trials):
         asked = searching.ask()
         run = f"run-{asked.number}"
-        searching.begin(run)
+        searching.begin(asked, run)
         searching.tell(run, "finished", {"val/loss": value(asked.point)})
         points.append(asked.point)
     return points
@@ -81,18 +81,22 @@ def test_a_search_goes_on_where_it_was_left(tmp_path: Path) -> None:
     first = Searching(tmp_path, "s", SPACE, settings)
     before = go(first, 3, valley)
     asked = first.ask()
-    first.begin("left")
+    first.begin(asked, "left")
     half = first.ask()  # the driver dies before it knows which run this is
+    first.study.ask()  # ... or what it asked for
     again = Searching(tmp_path, "s", SPACE, settings)
-    assert again.resume() == {"left": asked.point}
-    assert again.asked == 5
-    again.tell("left", "finished", {"val/loss": 1.0})
-    after = go(again, 2, valley)
-    points = [*before, asked.point, half.point, *after]
+    left = again.resume()
+    assert [one.point for one in left[:2]] == [asked.point, half.point]
+    assert inside(SPACE, left[2].point) and again.asked == 6
+    for one in left:
+        again.begin(one, f"left-{one.number}")
+        again.tell(f"left-{one.number}", "finished", {"val/loss": 1.0})
+    after = go(again, 1, valley)
+    points = [*before, *(one.point for one in left), *after]
     assert len({point["lr"] for point in points}) == 7, "it draws the same again"
-    assert again.resume() == {}
+    assert again.resume() == []
     states = [one.status for one in again.findings().tried]
-    assert states == ["finished"] * 6
+    assert states == ["finished"] * 7
 
 
 def test_optuna_reads_it(tmp_path: Path) -> None:
@@ -151,7 +155,7 @@ def test_several_aims_have_a_front_and_bounds_are_kept_out_of_it() -> None:
     for _ in range(30):
         asked = searching.ask()
         x, y = asked.point["x"], asked.point["y"]
-        searching.begin(f"r{asked.number}")
+        searching.begin(asked, f"r{asked.number}")
         values = {"val/loss": x + y, "flops": 1 - x + y, "rollout/loop": x}
         searching.tell(f"r{asked.number}", "finished", values)
     found = searching.findings()
@@ -177,7 +181,7 @@ def test_a_bound_steers_the_search() -> None:
         for _ in range(40):
             trial = searching.ask()
             run, x = f"r{trial.number}", trial.point["x"]
-            searching.begin(run)
+            searching.begin(trial, run)
             values = {"val/loss": 1 - x, "rollout/loop": max(0.0, x - 0.4)}
             searching.tell(run, "finished", values)
             asked.append(x)
@@ -195,7 +199,7 @@ def test_what_diverged_is_avoided_and_what_failed_is_forgotten() -> None:
     for _ in range(40):
         trial = searching.ask()
         run, lr = f"r{trial.number}", trial.point["lr"]
-        searching.begin(run)
+        searching.begin(trial, run)
         if lr > 1e-2:
             searching.tell(run, "diverged", {})
         else:
@@ -205,7 +209,7 @@ def test_what_diverged_is_avoided_and_what_failed_is_forgotten() -> None:
     found = searching.findings()
     assert {one.status for one in found.tried} == {"finished", "pruned"}
     failing = searching.ask()
-    searching.begin("bad")
+    searching.begin(failing, "bad")
     searching.tell("bad", "failed", {})
     assert searching.findings().tried[-1].status == "failed"
     assert failing.number == 40
@@ -233,8 +237,9 @@ def test_bad_runs_are_ended_early_and_good_ones_are_not(kind: Any) -> None:
     ended = []
     levels = [1.0, 1.1, 1.2, 1.3, 0.9, 3.0, 3.1, 0.8, 3.2, 3.3, 3.0, 0.7, 3.1]
     for level in levels:
-        run = f"r{searching.ask().number}"
-        searching.begin(run)
+        asked = searching.ask()
+        run = f"r{asked.number}"
+        searching.begin(asked, run)
         said = hear(searching, run, level)
         ended.append(said is not None)
         searching.tell(run, "pruned" if said else "finished", {"val/loss": level})
@@ -247,8 +252,7 @@ def test_bad_runs_are_ended_early_and_good_ones_are_not(kind: Any) -> None:
 def test_values_at_a_rung_lie_on_the_curve_between_evaluations() -> None:
     pruning = Pruning(first=400, factor=4, spared=1)
     searching = Searching(None, "s", {"x": uniform(0.0, 1.0)}, Settings(pruning=pruning))
-    searching.ask()
-    searching.begin("a")
+    searching.begin(searching.ask(), "a")
     searching.heard("a", 200, 4.0)
     searching.heard("a", 800, 2.0)
     trial = searching.study.get_trials()[0]
@@ -262,13 +266,11 @@ def test_a_rollout_metric_ends_a_run_only_beyond_its_interval() -> None:
     for hope, ends in ((0.9, True), (0.1, False)):
         searching = Searching(None, "s", {"x": uniform(0.0, 1.0)}, settings)
         for run in ("a", "b", "c"):
-            searching.ask()
-            searching.begin(run)
+            searching.begin(searching.ask(), run)
             for tokens in CURVE:
                 assert searching.heard(run, tokens, 0.2, 0.19) is None
             searching.tell(run, "finished", {"rollout/loop": 0.2})
-        searching.ask()
-        searching.begin("bad")
+        searching.begin(searching.ask(), "bad")
         said = [searching.heard("bad", tokens, 0.95, hope) for tokens in CURVE]
         assert any(said) is ends
 

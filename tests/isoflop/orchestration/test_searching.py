@@ -134,6 +134,46 @@ def test_another_search_of_the_folder_knows_its_runs(corpus: Path, tmp_path: Pat
     assert {one.run for one in tried} == {job.run.identity for job in known}
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "optuna.Trial.suggest_float",
+        "isoflop.searching.made",
+        "isoflop.orchestration.searches.Searching.begin",
+        "isoflop.searching.keep",
+        "isoflop.orchestration.searches.Searching.tell",
+    ],
+)
+def test_a_driver_killed_while_it_chooses_loses_no_trial(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Between two writes: to Optuna's storage, to the study's list of points, of a result."""
+    points = search(arch="gpt2", lr=log(1e-4, 1e-1), heads=None, tokens=4_000)
+
+    def killed(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    def trained(source: Source) -> list[str]:
+        done = []
+        while job := source():
+            done.append(job.run.identity)
+            source.ended(job, execute(job, Ranks(), lambda records: None))
+        return done
+
+    source = Source(campaign(corpus, tmp_path, points, trials=2, sampler="random"))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(where, killed)
+        trained(source)
+    made = campaign(corpus, tmp_path, points, trials=2, sampler="random")
+    told = {job.run.identity for job in made.jobs if result(job.folder)}
+    done = trained(Source(made))
+    assert len(told) == ("tell" in where) and not told & set(done)
+    assert len(told | set(done)) == 2
+    found = findings(campaign(corpus, tmp_path, points, trials=2, sampler="random")).tried
+    assert [one.status for one in found] == ["finished"] * 2
+    assert {one.run for one in found} == told | set(done)
+
+
 def test_pruning_that_will_end_no_run_is_told(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
