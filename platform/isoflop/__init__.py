@@ -27,6 +27,7 @@ The rooms, in reading order (data order):
     reward         how a checkpoint goes on by reward: `isoflop reward`
     score          how well a checkpoint predicts a text: `isoflop evaluate`
     tracking       what MLflow is told; the only file, but the next, that imports mlflow
+    telling        what of a study MLflow still has to be told
     tracked        what MLflow has recorded
     patience       calls to a server that is away
     scaling        laws: minima, fits, intervals, verdict, figures

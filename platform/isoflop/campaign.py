@@ -34,6 +34,7 @@ from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
 from isoflop.progress import near
 from isoflop.rollouts import capture, prompts
 from isoflop.run import Run, Text
+from isoflop.telling import COMPLETE, Telling, complete
 from isoflop.training import attending
 from isoflop.training.checkpoint import write_json
 from isoflop.training.distributed import Ranks
@@ -57,6 +58,7 @@ LOCAL = (
     "stop",
     "lock",
     "driver.json",
+    COMPLETE,
 )  # of a study's folder: not for the driver to write back
 
 
@@ -276,6 +278,8 @@ class Campaign:
             else:
                 print(f"all {len(self.chosen)} runs have finished before; nothing to train")
                 self.report()
+                if not complete(self):
+                    Telling(self).study()
             shutil.rmtree(self.folder / "ray", ignore_errors=True)  # Ray's own bookkeeping
             trunks.clear(self.jobs, self.folder)
         failures = [job for job in self.chosen if _status(job) == "failed"]

@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isoflop import preregister, tracking, trunks
+from isoflop import preregister, trunks
 from isoflop.design import user_input
 from isoflop.orchestration.job import Job, result
-from isoflop.progress import Progress, near
-from isoflop.watching import Both, Fetched, Limited, Spare, Tracked
+from isoflop.progress import Progress
+from isoflop.telling import Telling
+from isoflop.watching import Both, Fetched, Limited, Spare
 
 if TYPE_CHECKING:
     from isoflop.campaign import Campaign
@@ -32,13 +33,10 @@ def carry_out(campaign: Campaign, left: list[Job], source: Source | None = None)
     """Train the jobs that are `left`, or what the source of a search gives, with tracking and
     progress, and report. True if the study was stopped."""
     began = time.monotonic()
-    machine = campaign.machine
-    tracker = tracking.Tracker(
-        machine.tracking_uri, campaign.study.name, machine.storage / "mlartifacts"
-    )
+    telling = Telling(campaign, left)
     with _seldom_collecting():
-        ready = _on_a_cluster(campaign, left, source, tracker)
-        stopped = _conclude(campaign, left, source, tracker, time.monotonic() - began)
+        ready = _on_a_cluster(campaign, left, source, telling)
+        stopped = _conclude(campaign, left, source, telling, time.monotonic() - began)
     if ready:
         ready.fill()  # last: the report wants the cores first
     return stopped
@@ -63,24 +61,24 @@ def _conclude(
     campaign: Campaign,
     left: list[Job],
     source: Source | None,
-    tracker: tracking.Tracker,
+    telling: Telling,
     seconds: float,
 ) -> bool:
     """What was spent, and the report. True if the study was stopped, which has neither."""
     if (campaign.folder / "stop").exists():
-        _close(tracker)
+        telling.close()
         return True
     from isoflop.plan import against_plan, spent
 
     print(spent(campaign.chosen, seconds, campaign.limits.price))
     print(against_plan(campaign.folder, campaign.chosen if source else left), end="")
     campaign.report()
-    _track_study(campaign, tracker)
+    telling.study()
     return False
 
 
 def _on_a_cluster(
-    campaign: Campaign, left: list[Job], source: Source | None, tracker: tracking.Tracker
+    campaign: Campaign, left: list[Job], source: Source | None, telling: Telling
 ) -> Ready | None:
     from isoflop.orchestration.cluster import cluster
     from isoflop.orchestration.points import run_search
@@ -103,7 +101,7 @@ def _on_a_cluster(
             progress,
             limited,
             spare,
-            Tracked(tracker, campaign.study),
+            telling.watcher,
         )
         if source:
             store = campaign.folder / "ray"
@@ -112,7 +110,7 @@ def _on_a_cluster(
         else:
             _in_stages(campaign, left, places, watcher)
         _stop_missing(campaign, left, progress)
-        _ask(campaign, places.last, tracker, progress)
+        _ask(campaign, places.last, telling, progress)
     return resources.ready
 
 
@@ -223,7 +221,7 @@ def _in_stages(campaign: Campaign, left: list[Job], places: Places, watcher: Bot
             return
 
 
-def _ask(campaign: Campaign, share: Slots, tracker: tracking.Tracker, progress: Progress) -> None:
+def _ask(campaign: Campaign, share: Slots, telling: Telling, progress: Progress) -> None:
     """Once all is trained: the captures that runs had no time for."""
     from isoflop.orchestration.points import run_points
 
@@ -231,7 +229,7 @@ def _ask(campaign: Campaign, share: Slots, tracker: tracking.Tracker, progress: 
     if not late or (campaign.folder / "stop").exists():
         return
     progress.say(f"rollouts that the budget of {len(late)} runs put off are made now")
-    watcher = Both(Fetched(campaign.machine.mirror), Tracked(tracker, campaign.study))
+    watcher = Both(Fetched(campaign.machine.mirror), telling.watcher)
     run_points(late, share, campaign.folder / "ray", watcher)
 
 
@@ -244,42 +242,6 @@ def _stop_missing(campaign: Campaign, left: list[Job], progress: Progress) -> No
     for job in left:
         if result(job.folder) is None:
             progress.ended(job, failed(job, "Ray ended it without a result"))
-
-
-def _track_study(campaign: Campaign, tracker: tracking.Tracker) -> None:
-    """The study as an MLflow run of its own, and the links that open everything."""
-    study, folder = campaign.study, campaign.folder
-    key = f"study:{study.name}"
-    tracker.start(
-        key, f"study {study.name}", {"runs": len(campaign.jobs)}, {"isoflop.kind": "study"}
-    )
-    tracker.end(
-        key, "finished", {"question": study.question},
-        [folder / "report.html", folder / "figures", folder / "runs.parquet"],
-    )  # fmt: skip
-    if _close(tracker):
-        print(f"runs    {_links(campaign, tracker)}")
-
-
-def _links(campaign: Campaign, tracker: tracking.Tracker) -> str:
-    machine = campaign.machine
-    server = machine.tracking or "http://127.0.0.1:5000"
-    keys = [job.run.identity for job in campaign.jobs]
-    found = tracker.links(server, keys) if server.startswith("http") else {}
-    lines = [f"{name:<8}{link}" for name, link in found.items()]
-    if not machine.tracking:
-        lines.insert(0, f"isoflop ui {near(machine.storage)}   starts MLflow for these:")
-    return "\n        ".join(lines)
-
-
-def _close(tracker: tracking.Tracker) -> bool:
-    """Wait for what is left to track. A store that failed is said, not raised."""
-    try:
-        tracker.close()
-    except RuntimeError as error:
-        print(f"warning: {error}; the runs and the report are complete without it")
-        return False
-    return True
 
 
 def _import_report() -> None:

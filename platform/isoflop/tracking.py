@@ -32,6 +32,7 @@ Steps = dict[str, set[int]]  # of each metric, as MLflow names it
 
 BATCH = 1_000  # metrics per call: MLflow's own limit, and 40 times cheaper than one by one
 FLUSH_SECONDS = 5.0
+ENDED = "isoflop.ended"  # tag of a run that has been told to its end
 FIRST = "val/loss"  # MLflow's comparison opens with the metric that was written first
 STATUS = {
     "finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED",
@@ -61,7 +62,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         self.uri = uri
-        self._queue: queue.SimpleQueue[Callable[[_Writer], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[Writer], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._work, args=(experiment, artifacts), name="tracking", daemon=True
         )
@@ -86,6 +87,10 @@ class Tracker:
         """Final values, files, and the status in MLflow's words."""
         self._queue.put(lambda writer: writer.end(key, status, summary, artifacts))
 
+    def do(self, call: Callable[[Writer], None]) -> None:
+        """Anything else, in its turn."""
+        self._queue.put(call)
+
     @property
     def calls(self) -> int:
         """Calls made to the store so far."""
@@ -94,15 +99,20 @@ class Tracker:
     def wait(self) -> None:
         """Until everything asked so far is written, or the store has failed."""
         done = threading.Event()
-        self._queue.put(_Writer.flush)
+        self._queue.put(Writer.flush)
         self._queue.put(lambda writer: done.set())
         while self._thread.is_alive() and not done.wait(0.02):
             pass
 
     def close(self, timeout: float = 120.0) -> None:
-        """Wait until everything is written. Raises RuntimeError if the store failed."""
+        """Wait until everything is written. Raises RuntimeError if the store failed, or took
+        nothing for `timeout` seconds."""
         self._queue.put(None)
-        self._thread.join(timeout)
+        calls, deadline = self.calls, time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(min(1.0, timeout))
+            if self.calls > calls:
+                calls, deadline = self.calls, time.monotonic() + timeout
         if self._thread.is_alive():
             raise RuntimeError(
                 f"MLflow at {self.uri} did not take the records within {timeout:.0f} s"
@@ -120,7 +130,7 @@ class Tracker:
             first = self._queue.get()  # before that, the import would slow the study's own start
             if first is None:
                 return
-            writer = _Writer(self.uri, experiment, artifacts)
+            writer = Writer(self.uri, experiment, artifacts)
             self._patient = writer.client
             self.experiment_id = writer.experiment
             self._runs = writer.runs
@@ -129,7 +139,7 @@ class Tracker:
         except Exception as error:  # kept for close(): tracking must never end a training
             self.error = error
 
-    def _drain(self, writer: _Writer) -> None:
+    def _drain(self, writer: Writer) -> None:
         while True:
             try:
                 call = self._queue.get(timeout=FLUSH_SECONDS)
@@ -181,8 +191,12 @@ def shown(name: str) -> str:
     return SHOWN.get(name, name)
 
 
-class _Writer:
-    """The calls to MLflow, on the tracking thread alone."""
+class Writer:
+    """The calls to MLflow, on the tracking thread alone.
+
+    `ended`: how the runs that the store has whole ended, by identity, as the summary of `end` said
+    it under `ENDED` when this driver began.
+    """
 
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -203,22 +217,26 @@ class _Writer:
             )
         else:
             self.experiment = str(found.experiment_id)
-        self.runs = self._known()
+        self.runs: dict[str, str] = {}
+        self.ended: dict[str, str] = {}
+        self._look()
         self.pending: dict[str, list[dict[str, float]]] = {}
         self.written: dict[str, Steps] = {}  # of runs under way
         self.flushed = time.monotonic()
 
-    def _known(self) -> dict[str, str]:
+    def _look(self) -> None:
         """The experiment's runs by identity: a run that goes on is reopened, not made twice."""
-        known: dict[str, str] = {}
         token: str | None = None
         while True:
             page = self.client.search_runs([self.experiment], page_token=token)
             for run in page:
-                known[run.data.tags.get("isoflop.identity", "")] = run.info.run_id
+                key = run.data.tags.get("isoflop.identity", "")
+                self.runs[key] = run.info.run_id
+                if run.info.status in STATUS.values() and ENDED in run.data.tags:
+                    self.ended[key] = run.data.tags[ENDED]
             token = page.token
             if not token:
-                return known
+                return
 
     def start(
         self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
@@ -281,9 +299,14 @@ class _Writer:
         from mlflow.entities import Metric, RunTag
 
         self.flush()
-        self.written.pop(key, None)
+        written = self.written.pop(key, {})
+        curves = {name for name, steps in written.items() if len(steps) > 1}  # seconds is one
         run, now = self.runs[key], int(time.time() * 1000)
-        numbers = {k: float(v) for k, v in summary.items() if isinstance(v, int | float)}
+        numbers = {
+            name: float(value)
+            for name, value in summary.items()
+            if isinstance(value, int | float) and name not in curves
+        }
         texts = {k: v for k, v in summary.items() if isinstance(v, str)}
         self.client.log_batch(
             run,

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from isoflop import record, tracking
-from isoflop.design import Study, UserError, user_input
+from isoflop.design import UserError, user_input
 from isoflop.orchestration.job import Job
 from isoflop.orchestration.lease import leased
 from isoflop.orchestration.mirror import Mirror, not_checkpoints
@@ -55,35 +54,6 @@ class Fetched:
     def ended(self, job: Job, result: dict[str, Any]) -> None:
         if self.mirror:
             self.mirror.pull(job.folder, not_checkpoints)
-
-
-class Tracked:
-    """Passes what happens on to the tracker."""
-
-    def __init__(self, tracker: tracking.Tracker, study: Study) -> None:
-        self.tracker = tracker
-        self.varied = study.points.varied
-
-    def started(self, job: Job) -> None:
-        described = record.described(job.run, job.prepared.train_tokens)
-        # "axis." sorts first, and MLflow's plots open with the first names: an axis of one value
-        # would leave them empty.
-        axes = {f"axis.{name}": job.axes[name] for name in job.axes if name in self.varied}
-        tags = {"isoflop.kind": "run", "isoflop.study": job.study}
-        self.tracker.start(job.run.identity, job.label, {**axes, **described}, tags)
-
-    def progressed(self, job: Job, records: list[Record]) -> None:
-        self.tracker.log(job.run.identity, records)
-
-    def ended(self, job: Job, result: dict[str, Any]) -> None:
-        summary = {name: result.get(name) for name in record.RESULTS}
-        names = ("run.json", "result.json", "rollouts", "traceback.txt")
-        files = [job.folder / name for name in names]
-        if result.get("error"):
-            summary["error"] = result["error"]
-        # Its last second was told to nobody where a process was killed and went on.
-        self.tracker.log(job.run.identity, record.records(job.folder))
-        self.tracker.end(job.run.identity, result["status"], summary, files)
 
 
 class Spare:

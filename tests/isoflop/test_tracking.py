@@ -134,7 +134,7 @@ def test_nothing_is_lost_while_a_server_is_away(
 
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
     monkeypatch.setattr(patience, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(tracking._Writer, "__init__", _patient(tracking._Writer.__init__))
+    monkeypatch.setattr(tracking.Writer, "__init__", _patient(tracking.Writer.__init__))
     tracker = Tracker(store, "away", tmp_path)
     began = time.monotonic()
     tracker.start("a", "away", {"width": 8}, {})

@@ -19,9 +19,10 @@ from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, result
 from isoflop.orchestration.points import run_points
 from isoflop.orchestration.slots import Slots, slots
+from isoflop.telling import Tracked
 from isoflop.tracking import Tracker
 from isoflop.training.loop import Record
-from isoflop.watching import Both, Limits, Tracked
+from isoflop.watching import Both, Limits
 
 from .conftest import tiny
 
