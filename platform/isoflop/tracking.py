@@ -222,6 +222,7 @@ class Writer:
         self._look()
         self.pending: dict[str, list[dict[str, float]]] = {}
         self.written: dict[str, Steps] = {}  # of runs under way
+        self.summed: dict[str, dict[str, float]] = {}  # what `end` said of each run
         self.flushed = time.monotonic()
 
     def _look(self) -> None:
@@ -260,6 +261,7 @@ class Writer:
     def _steps(self, key: str) -> Steps:
         """What another driver wrote of a run: a call for each metric, once."""
         known = self.client.get_run(self.runs[key]).data.metrics
+        self.summed.setdefault(key, dict(known))
         return {
             name: {point.step for point in self.client.get_metric_history(self.runs[key], name)}
             for name in known
@@ -302,11 +304,13 @@ class Writer:
         written = self.written.pop(key, {})
         curves = {name for name, steps in written.items() if len(steps) > 1}  # seconds is one
         run, now = self.runs[key], int(time.time() * 1000)
+        said = self.summed.setdefault(key, {})
         numbers = {
             name: float(value)
             for name, value in summary.items()
-            if isinstance(value, int | float) and name not in curves
+            if isinstance(value, int | float) and name not in curves and said.get(name) != value
         }
+        said.update(numbers)
         texts = {k: v for k, v in summary.items() if isinstance(v, str)}
         self.client.log_batch(
             run,
