@@ -32,6 +32,7 @@ Steps = dict[str, set[int]]  # of each metric, as MLflow names it
 
 BATCH = 1_000  # metrics per call: MLflow's own limit, and 40 times cheaper than one by one
 FLUSH_SECONDS = 5.0
+ABANDONED = 3600.0  # seconds after which nobody is making a store any more
 ENDED = "isoflop.ended"  # tag of a run that has been told to its end
 FIRST = "val/loss"  # MLflow's comparison opens with the metric that was written first
 STATUS = {
@@ -118,7 +119,8 @@ class Tracker:
                 f"MLflow at {self.uri} did not take the records within {timeout:.0f} s"
             )
         if self.error is not None:
-            raise RuntimeError(f"MLflow at {self.uri} failed: {self.error}") from self.error
+            why = (str(self.error) or repr(self.error)).splitlines()[0]  # a page of SQL may follow
+            raise RuntimeError(f"MLflow at {self.uri} failed: {why}") from self.error
 
     def links(self, server: str, keys: list[str]) -> dict[str, str]:
         """Where an MLflow server at `server` shows this study: its runs, charts, and comparison."""
@@ -191,6 +193,30 @@ def shown(name: str) -> str:
     return SHOWN.get(name, name)
 
 
+def _create(path: Path) -> None:
+    """Make an SQLite store that is there whole or not at all, whoever is killed or does the same.
+    MLflow goes through some sixty migrations, and a store that was left between two of them can
+    never be opened again (github.com/mlflow/mlflow/issues/23721)."""
+    from mlflow.tracking import MlflowClient
+
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{path.name}.*"):
+        if time.time() - old.stat().st_mtime > ABANDONED:
+            old.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    try:
+        os.link(part, path)  # unlike a rename it leaves the store of a study that was faster
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            part.rename(path)
+    part.unlink(missing_ok=True)
+
+
 class Writer:
     """The calls to MLflow, on the tracking thread alone.
 
@@ -208,6 +234,8 @@ class Writer:
         from mlflow.tracking import MlflowClient
 
         remote = uri.startswith("http")
+        if uri.startswith("sqlite:///") and not any(mark in uri for mark in ("?", ":memory:")):
+            _create(Path(uri.removeprefix("sqlite:///")).absolute())
         self.client = Patient(MlflowClient(tracking_uri=uri), PATIENCE if remote else 0.0)
         found = self.client.get_experiment_by_name(experiment)
         if found is None:

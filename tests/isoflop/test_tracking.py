@@ -116,6 +116,54 @@ def test_nothing_waits_for_a_store_that_is_broken(tmp_path: Path) -> None:
         tracker.close()
 
 
+KILLED = """
+import os, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from isoflop.tracking import Tracker
+
+made = 0
+
+@event.listens_for(Engine, "before_cursor_execute")
+def die(connection, cursor, statement, *rest):
+    global made
+    made += "CREATE TABLE" in statement
+    if made > 20:
+        os._exit(9)
+
+tracker = Tracker(sys.argv[1], "killed", sys.argv[2])
+tracker.start("a", "run", {}, {})
+tracker.close()
+"""
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    dead = subprocess.run([sys.executable, "-c", KILLED, store, str(tmp_path)], timeout=120)
+    assert dead.returncode == 9
+    assert [p.name for p in tmp_path.glob(".mlflow.db.*[0-9]")] and not list(tmp_path.glob("m*"))
+    tracker = Tracker(store, "killed", tmp_path)
+    tracker.start("a", "run", {}, {})
+    tracker.end("a", "finished", {}, [])
+    tracker.close()
+    assert [run.info.status for run in runs(store, "killed")] == ["FINISHED"]
+
+
+def test_two_studies_make_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    path, look = tmp_path / "mlflow.db", MlflowClient.search_experiments
+
+    def slow(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        path.write_text("the other's")
+        return look(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "search_experiments", slow)
+    tracking._create(path)
+    assert path.read_text() == "the other's"
+    assert os.listdir(tmp_path) == ["mlflow.db"]
+
+
 def test_nothing_is_lost_while_a_server_is_away(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
