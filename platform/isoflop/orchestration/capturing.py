@@ -6,6 +6,7 @@ run has read, and one budget. This file knows no Ray (`scribe` captures beside t
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ NOTICED = 2.0  # seconds of captures, below which nobody is told that they were 
 LEAST = 0.03  # seconds below which no set was ever asked: where not even that fits, none is timed
 # In a record: a capture that was left out, one that was put off, and that one made after all.
 SKIPPED, LATER, LATE = "capture/skipped", "capture/later", "capture/late"
+NOTES = "beside.json"  # in a run's folder: see `noted`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,23 @@ def waiting(history: Sequence[Record]) -> list[int]:
     later = {record["step"] for record in history if LATER in record}
     made = {record["step"] for record in history if LATE in record}
     return sorted(int(step) for step in later - made)
+
+
+def noted(folder: Path, run: Run, until: int) -> list[Record]:
+    """Records of the captures that were made beside a run's training up to a step. They are written
+    down at once, since a trainer hears of them at its end, and may be killed before."""
+    try:
+        values = json.loads((folder / NOTES).read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return [dated(run, int(step), record) for step, record in values.items() if int(step) <= until]
+
+
+def dated(run: Run, step: int, record: Record) -> Record:
+    """As the record of a step that is over."""
+    tokens = step * run.batch_tokens
+    flops = float(tokens) * run.model.flops_per_token().training
+    return {"step": step, "tokens": tokens, "flops": flops, **record}
 
 
 class Capturing:
@@ -219,7 +238,7 @@ class Capturing:
         of shards may have none on a GPU."""
         model = initial(self.run).to(device)
         record = self._captured({"raw": model, "ema": model}, 0)
-        return {"step": 0, "tokens": 0, "flops": 0.0, LATE: 1.0, **record}
+        return dated(self.run, 0, {LATE: 1.0, **record})
 
     def _captured(self, models: Mapping[str, Model], step: int) -> Record:
         began = self.clock()

@@ -38,9 +38,11 @@ from isoflop.data import feed, tokenizers
 from isoflop.data.mixture import Mixed, parts
 from isoflop.data.prepare import Prepared
 from isoflop.orchestration.capturing import (
+    NOTES,
     SKIPPED,
     Capturing,
     captures,
+    noted,
     overspent,
     waiting,
     write_references,
@@ -170,6 +172,8 @@ class Begun:
         """Keep what the training left, and say how it went."""
         job = self.job
         if self.ranks.leads:
+            made = noted(job.folder, job.run, outcome.progress.step)
+            outcome.progress.history = in_order([*outcome.progress.history, *made])
             self._keep(outcome)
         values = {**_summary(job, outcome), "utilisation": self.meter.utilisation}
         alarm = self.own.stopped if self.own else None
@@ -185,8 +189,9 @@ class Begun:
 
     def _keep(self, outcome: Outcome) -> None:
         job = self.job
-        write_json(job.folder / "history.json", in_order(outcome.progress.history))
+        write_json(job.folder / "history.json", outcome.progress.history)
         if outcome.status == "finished":
+            (job.folder / NOTES).unlink(missing_ok=True)
             final = _keep_newest(job.folder / "checkpoints")
             tokenizers.save(job.prepared.tokenizer(), final)
             if job.mirror:

@@ -16,7 +16,7 @@ from typing import Any
 
 from isoflop.data.mixture import parts
 from isoflop.orchestration.backfill import Ended
-from isoflop.orchestration.capturing import LATE, asked, captures
+from isoflop.orchestration.capturing import LATE, asked, captures, dated
 from isoflop.orchestration.job import (
     FINAL,
     Job,
@@ -102,7 +102,5 @@ def _asked(job: Job, device: str) -> list[Record]:
     for step in waits(job):
         kinds = {one.spec.weights for one in made}
         record, _ = asked(made, ended.at(step, kinds, device), run, step)
-        tokens = step * run.batch_tokens
-        flops = float(tokens) * run.model.flops_per_token().training
-        records.append({"step": step, "tokens": tokens, "flops": flops, LATE: 1.0, **record})
+        records.append(dated(run, step, {LATE: 1.0, **record}))
     return records

@@ -5,7 +5,8 @@
 The trainer waits for the copy only. What is offered while a capture is under way waits, at most one
 offer at a time: a newer one takes its place, so the scribe falls behind by one capture and never
 further. Step 0 and the end are never dropped; at the end the trainer waits for what is left. The
-rows are those that the trainer would have written itself.
+rows are those that the trainer would have written itself. What a scribe has measured it writes down
+at once (`beside.json`), and a run that goes on, with another scribe, offers step 0 again.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from numpy.typing import NDArray
 
 from isoflop.data.mixture import Mixed
 from isoflop.data.prepare import Prepared
-from isoflop.orchestration.capturing import captures, recorded
+from isoflop.orchestration.capturing import NOTES, captures, dated, noted, recorded
 from isoflop.orchestration.job import Job
 from isoflop.rollouts.capture import schedule
 from isoflop.training import sharding
-from isoflop.training.checkpoint import Progress
+from isoflop.training.checkpoint import Progress, write_json
 from isoflop.training.distributed import Ranks, is_sharded
-from isoflop.training.loop import Record
+from isoflop.training.loop import Record, initial
 from isoflop.training.process import settle
 from models.interface import Model
 
 Weights = dict[str, NDArray[Any]]
-Written = tuple[dict[int, Record], list[int]]  # records by step, and the steps that were dropped
+Written = dict[int, Record]  # by step
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,9 @@ class Desk:
     """What waits for the scribe: offers that must be kept, and at most one other, the newest."""
 
     waiting: list[Offer] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)  # steps
 
     def put(self, offer: Offer) -> None:
-        for old in [old for old in self.waiting if not old.kept]:
-            self.waiting.remove(old)
-            self.dropped.append(old.step)
-        self.waiting.append(offer)
+        self.waiting = [*(old for old in self.waiting if old.kept), offer]
 
     def take(self) -> Offer | None:
         return self.waiting.pop(0) if self.waiting else None
@@ -78,24 +75,27 @@ class Scribe:
         self.flops = run.model.flops_per_token().training
         self.desk, self.changed = Desk(), threading.Condition()
         self.busy = False
-        self.records: dict[int, Record] = {}  # of every capture, by its step
+        self.notes = job.folder / NOTES
+        # Of every capture, by its step, another scribe's of this run too.
+        self.records = {int(old["step"]): old for old in noted(job.folder, run, run.steps)}
         self.error: BaseException | None = None
         threading.Thread(target=self._work, daemon=True).start()
 
     def offer(self, step: int, weights: dict[str, Weights], kept: bool) -> None:
-        """Put the weights of a step on the desk."""
+        """Put the weights of a step on the desk, if it has not been captured."""
+        if step in self.records:
+            return
         with self.changed:
             self.desk.put(Offer(step, weights, kept))
             self.changed.notify_all()
 
     def finish(self) -> Written:
-        """When nothing is left to do: every capture's record, and the steps that were dropped.
-        Raises what a capture raised."""
+        """When nothing is left to do: every capture's record. Raises what a capture raised."""
         with self.changed:
             self.changed.wait_for(lambda: self.error or not (self.busy or self.desk.waiting))
             if self.error is not None:
                 raise RuntimeError("a capture beside the training failed") from self.error
-            return self.records, self.desk.dropped
+            return self.records
 
     def _work(self) -> None:
         while self.error is None:
@@ -106,6 +106,7 @@ class Scribe:
             assert offer is not None
             try:
                 self.records[offer.step] = self._captured(offer)
+                write_json(self.notes, self.records)
             except BaseException as error:  # told to whoever asks in `finish`
                 self.error = error
             with self.changed:
@@ -145,11 +146,10 @@ class Beside:
         offer: Callable[[int, dict[str, Weights], bool], object],
         finish: Callable[[], Written],
     ) -> None:
-        self.run, asked = job.run, job.run.rollouts
+        self.run, self.folder, asked = job.run, job.folder, job.run.rollouts
         self.steps = schedule(job.run.steps, asked.captures, asked.every)
         self.last = job.run.steps
-        self.tokens = job.run.batch_tokens
-        self.flops = job.run.model.flops_per_token().training
+        self.begun = False
         self.ranks, self.offer, self.finish = ranks, offer, finish
 
     def __call__(
@@ -165,17 +165,18 @@ class Beside:
         copied = {"raw": weights(model)}
         if averaged is not None:
             copied["ema"] = weights(averaged)
+        if not self.begun and step > 0 and not noted(self.folder, self.run, 0):
+            drawn = weights(initial(self.run))  # the run goes on, and step 0 was lost on the way
+            self.offer(0, dict.fromkeys(copied, drawn), True)
+        self.begun = True
         self.offer(step, copied, step in (0, self.last))
         record: Record = {"capture/copy_seconds": time.perf_counter() - began}
         if step == self.last:
-            found, dropped = self.finish()
+            found = dict(self.finish())
+            dropped = set(self.steps) - set(found)
             record |= {**found.pop(step, {}), "capture/dropped": float(len(dropped))}
-            progress.history += [self._late(*item) for item in sorted(found.items())]
+            progress.history += [dated(self.run, *item) for item in sorted(found.items())]
         return record
-
-    def _late(self, step: int, record: Record) -> Record:
-        tokens = step * self.tokens
-        return {"step": step, "tokens": tokens, "flops": float(tokens) * self.flops, **record}
 
 
 def weights(model: Model) -> Weights:
@@ -195,7 +196,7 @@ def beside(job: Job, ranks: Ranks, cpus: float = 0.0) -> Beside:
     def nothing(step: int, weights: dict[str, Weights], kept: bool) -> None: ...
 
     if not ranks.leads:
-        return Beside(job, ranks, nothing, lambda: ({}, []))
+        return Beside(job, ranks, nothing, dict)
     remote: Any = ray.remote(Scribe)
     actor = remote.options(num_cpus=cpus).remote(job, job.prepared)
 

@@ -17,10 +17,18 @@ from isoflop.captures import Spec
 from isoflop.orchestration.cluster import Resources
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.orchestration.points import run_points
-from isoflop.orchestration.scribe import Beside, Desk, Offer, Scribe, beside, weights
+from isoflop.orchestration.scribe import (
+    Beside,
+    Desk,
+    Offer,
+    Scribe,
+    Weights,
+    beside,
+    weights,
+)
 from isoflop.orchestration.slots import Slots
 from isoflop.rollouts.capture import read
-from isoflop.run import Rollouts, Run
+from isoflop.run import Checkpoints, Rollouts, Run
 from isoflop.training.distributed import Ranks
 from isoflop.training.loop import Record
 from isoflop.training.means import Means
@@ -47,7 +55,6 @@ def test_only_the_newest_waits_but_ends_are_kept() -> None:
         desk.put(Offer(step, {}, kept))
     taken = [desk.take() for _ in range(3)]
     assert [offer.step if offer else None for offer in taken] == [0, 9, None]
-    assert desk.dropped == [1, 2, 3]
 
 
 @pytest.mark.filterwarnings("default")  # Ray's own warnings are not ours
@@ -107,8 +114,8 @@ class Slow:
     def offer(self, step: int, found: object, kept: bool) -> None:
         self.desk.put(Offer(step, {}, kept))
 
-    def finish(self) -> tuple[dict[int, Record], list[int]]:
-        return {20: {"rollout/entropy": 1.0}}, self.desk.dropped
+    def finish(self) -> dict[int, Record]:
+        return {step: {"rollout/entropy": 1.0} for step in (0, 20)}
 
 
 def test_a_slow_scribe_never_makes_training_wait(make_run: MakeRun, make_job: MakeJob) -> None:
@@ -118,7 +125,56 @@ def test_a_slow_scribe_never_makes_training_wait(make_run: MakeRun, make_job: Ma
         job, Ranks(), quiet, lambda job, ranks: Beside(job, ranks, slow.offer, slow.finish)
     )
     assert ended["status"] == "finished" and ended["rollouts"]["rollout/entropy"] == 1.0
-    assert [offer.step for offer in slow.desk.waiting] == [0, 20] and len(slow.desk.dropped) == 2
+    assert [offer.step for offer in slow.desk.waiting] == [0, 20]
+    assert history(job)[-1]["capture/dropped"] == 2
+
+
+class Died(Exception):
+    """The trainer, or all of its machine."""
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in the midst of step 0"])
+def test_a_scribe_that_dies_with_its_trainer_loses_nothing_that_is_kept(
+    make_run: MakeRun, make_job: MakeJob, busy: bool
+) -> None:
+    """What it had measured stands in its notes; step 0 can be drawn again."""
+    run = make_run(rollouts=ASKED, checkpoints=Checkpoints(seconds=0.0))
+    alone, helped = make_job(run, "alone"), make_job(run, "helped")
+    execute(alone, Ranks(), quiet)
+    helped = replace(helped, beside=True)
+
+    def dying(job: Job, ranks: Ranks) -> Beside:
+        scribe = Scribe(job, job.prepared)
+
+        def offer(step: int, found: dict[str, Weights], kept: bool) -> None:
+            if not (busy and step == 0):
+                scribe.offer(step, found, kept)
+                scribe.finish()
+            if step > 10:
+                raise Died
+
+        return Beside(job, ranks, offer, scribe.finish)
+
+    def living(job: Job, ranks: Ranks) -> Beside:
+        scribe = Scribe(job, job.prepared)
+        return Beside(job, ranks, scribe.offer, scribe.finish)
+
+    assert execute(helped, Ranks(), quiet, dying)["status"] == "failed"
+    assert (helped.folder / "beside.json").exists()
+    assert execute(helped, Ranks(), quiet, living)["status"] == "finished"
+    assert not (helped.folder / "beside.json").exists()
+    mine, theirs = rows(alone.folder), rows(helped.folder)
+    assert {0, 20} <= set(theirs["step"]) and len(set(theirs["step"])) >= 3
+    told = [{r["step"]: r["rollout/entropy"] for r in history(job) if "rollout/entropy" in r}
+            for job in (alone, helped)]  # fmt: skip
+    assert set(told[1]) == set(theirs["step"]) and told[1].items() <= told[0].items()
+    both = mine[mine["step"].isin(theirs["step"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(both, theirs)
+
+
+def history(job: Job) -> list[Record]:
+    found: list[Record] = json.loads((job.folder / "history.json").read_text())
+    return found
 
 
 def test_weights_are_copies(make_run: MakeRun) -> None:
