@@ -191,7 +191,7 @@ class Begun:
         job = self.job
         write_json(job.folder / "history.json", outcome.progress.history)
         if outcome.status == "finished":
-            (job.folder / NOTES).unlink(missing_ok=True)
+            _remove(job, NOTES)
             final = _keep_newest(job.folder / "checkpoints")
             tokenizers.save(job.prepared.tokenizer(), final)
             if job.mirror:
@@ -257,9 +257,17 @@ def _open(job: Job, ranks: Ranks) -> None:
         texts = [part.folder for part in parts(job.prepared).values()]
         job.mirror.begin(job.folder, texts)
     if ranks.leads:
-        (job.folder / "traceback.txt").unlink(missing_ok=True)
+        _remove(job, "traceback.txt")
         described = {"identity": job.run.identity, "study": job.study, "axes": job.axes}
         write_json(job.folder / "run.json", {**described, "run": job.run.as_json()})
+
+
+def _remove(job: Job, name: str) -> None:
+    path = job.folder / name
+    if path.exists():
+        path.unlink()
+        if job.mirror:
+            job.mirror.remove(path)
 
 
 def in_order(history: list[Record]) -> list[Record]:

@@ -74,16 +74,21 @@ class Mirror:
                 if keep(name) and not (same and here.suffix != ".json"):
                     self._fetch(f"{self._remote(folder)}/{name}", here)
 
-    def push(self, folder: Path, keep: Keep = lambda name: True) -> None:
+    def push(
+        self,
+        folder: Path,
+        keep: Keep = lambda name: True,
+        changing: tuple[str, ...] = (".json", ".parquet", ".html"),
+    ) -> None:
         """Copy every file below `folder` that the URL lacks, or has in another size, or that may
-        change; those that say that the others are whole come last."""
+        change, by its suffix; those that say that the others are whole come last."""
         names = [path.relative_to(folder).as_posix() for path in _files(folder)]
         names.sort(key=lambda name: (name.rsplit("/", 1)[-1] in LAST, name))
         with _told(self.url):
             there = self._listed(folder)
             for name in names:
                 same = there.get(name) == (folder / name).stat().st_size
-                if keep(name) and not (same and not name.endswith((".json", ".parquet", ".html"))):
+                if keep(name) and not (same and not name.endswith(changing)):
                     self._send(folder / name)
 
     def read(self, path: Path) -> str | None:
@@ -105,7 +110,9 @@ class Mirror:
             self._system.rm_file(self._remote(path))
 
     def checkpoint(self, path: Path) -> None:
-        """Keep a checkpoint that was just written, and no other than are kept here."""
+        """Keep a checkpoint that was just written, and no other than are kept here. Before it what
+        the run has captured, which a run that goes on from there counts as done."""
+        self.push(path.parent.parent, not_a_checkpoint, changing=(".json",))
         self.push(path)
         with _told(self.url):
             kept = {step.name for step in path.parent.glob("step-*")}
@@ -131,7 +138,7 @@ class Mirror:
 
     def end(self, run: Path) -> None:
         """All that a run leaves, its result last."""
-        self.push(run, lambda name: not name.startswith(CHECKPOINTS))
+        self.push(run, not_a_checkpoint)
 
     def _listed(self, folder: Path) -> dict[str, int]:
         """Size in bytes of every file at the URL below a folder, by relative name."""
@@ -177,6 +184,11 @@ class Mirror:
 def not_checkpoints(name: str) -> bool:
     """What the driver needs of its runs."""
     return f"/{CHECKPOINTS}/" not in f"/{name}"
+
+
+def not_a_checkpoint(name: str) -> bool:
+    """Of a run's own files."""
+    return not name.startswith(f"{CHECKPOINTS}/")
 
 
 def _wanted(name: str, whole: set[str]) -> bool:

@@ -192,13 +192,18 @@ def beside(job: Job, ranks: Ranks, cpus: float = 0.0) -> Beside:
     It needs a Ray cluster that this process is part of. It goes when the trainer does.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def nothing(step: int, weights: dict[str, Weights], kept: bool) -> None: ...
 
     if not ranks.leads:
         return Beside(job, ranks, nothing, dict)
+    place = None
+    if job.mirror:  # what it writes is sent to the URL by the trainer, from the disk they share
+        here = ray.get_runtime_context().get_node_id()
+        place = NodeAffinitySchedulingStrategy(here, soft=False)
     remote: Any = ray.remote(Scribe)
-    actor = remote.options(num_cpus=cpus).remote(job, job.prepared)
+    actor = remote.options(num_cpus=cpus, scheduling_strategy=place).remote(job, job.prepared)
 
     def offer(step: int, weights: dict[str, Weights], kept: bool) -> None:
         actor.offer.remote(step, ray.put(weights), kept)  # in order: an actor has one thread

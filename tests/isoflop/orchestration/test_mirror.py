@@ -16,6 +16,7 @@ from isoflop.design import Study, UserError, grid
 from isoflop.orchestration import mirror as room
 from isoflop.orchestration.job import Job, execute, result
 from isoflop.orchestration.mirror import Mirror, is_url, not_checkpoints
+from isoflop.rollouts.capture import read
 from isoflop.run import AdamW, Checkpoints, Evaluation, Run, Text
 from isoflop.study import main
 from isoflop.training.distributed import Ranks
@@ -115,10 +116,10 @@ def point(*, width: int) -> Run:
 STUDY = Study(name="far", run=point, points=grid(width=[8]), family="width", budget="width")
 
 
-def job(url: str, text: Path) -> Job:
+def job(url: str, text: Path, *others: str) -> Job:
     machine = Machine.at(url)
     machine.fetch(STUDY.name)
-    overrides = [f"data={text}"]
+    overrides = [f"data={text}", *others]
     made = Campaign.prepare(STUDY, machine, list(STUDY.points), overrides, quiet=True)
     return made.jobs[0]
 
@@ -158,6 +159,39 @@ def test_another_machine_goes_on_from_the_checkpoint(
     third = job(url, text_folder)
     assert (result(third.folder) or {})["loss"] == expected
     assert not (third.folder / "checkpoints").exists(), "weights stay where they are"
+
+
+def test_what_was_captured_before_a_machine_was_lost_is_at_the_url(
+    url: str, machines: list[Path], tmp_path: Path, text_folder: Path
+) -> None:
+    """The run that goes on elsewhere takes it for done; the last machine's error is no more."""
+    asked = (
+        'rollouts.prompts=["a", "def "]', "rollouts.budget=1e6", "rollouts.captures=4",
+        "rollouts.new_tokens=8",
+    )  # fmt: skip
+    first = job(url, text_folder, *asked)
+
+    class Gone(BaseException):
+        """The machine, in the middle of the run."""
+
+    def report(records: list[dict[str, float]]) -> None:
+        if records and records[-1].get("step", 0) >= 30:
+            raise Gone
+
+    (first.folder).mkdir(parents=True)
+    (first.folder / "traceback.txt").write_text("of an earlier attempt")
+    assert first.mirror is not None
+    first.mirror.end(first.folder)
+    with pytest.raises(Gone):
+        execute(first, Ranks(), report)
+    machines[0] = tmp_path / "there"
+    assert execute(job(url, text_folder, *asked), Ranks(), lambda r: None)["status"] == "finished"
+    machines[0] = tmp_path / "driver"
+    last = job(url, text_folder, *asked)
+    history = json.loads((last.folder / "history.json").read_text())
+    measured = {record["step"] for record in history if "rollout/entropy" in record}
+    assert set(read(last.folder / "rollouts")["step"]) == measured and len(measured) == 4
+    assert not (last.folder / "traceback.txt").exists()
 
 
 def test_a_study_ends_with_all_it_has_at_the_url(
