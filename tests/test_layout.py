@@ -57,19 +57,21 @@ ALLOWED = {
     "campaign": {
         "run", "data", "training", "rollouts", "scaling", "tracking", "orchestration", "record",
         "progress", "report", "plan", "design", "preregister", "watching", "searching", "trunks",
-        "execution",
+        "execution", "telling",
     },
     "execution": {
-        "design", "campaign", "preregister", "tracking", "trunks", "orchestration", "progress",
+        "design", "campaign", "preregister", "telling", "trunks", "orchestration", "progress",
         "watching", "searching", "plan", "report",
     },
+    "telling": {"design", "campaign", "record", "tracking", "orchestration", "progress",
+                "training"},
     "throughput": {"design", "campaign", "data", "training", "orchestration.job", "scaling.plots"},
     "trunks": {"orchestration", "training"},
     "searching": {
         "run", "space", "design", "campaign", "record", "plan", "progress", "orchestration",
         "rollouts", "training", "upcoming",
     },
-    "watching": {"design", "record", "tracking", "orchestration", "training", "progress"},
+    "watching": {"design", "orchestration", "training", "progress"},
     "upcoming": {
         "run", "design", "campaign", "record", "orchestration.job", "scaling", "plan",
         "report.analysis",

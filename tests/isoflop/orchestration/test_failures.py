@@ -89,7 +89,8 @@ def test_out_of_memory_is_a_failed_run_and_the_process_goes_on(
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert values["status"] == "failed", "and is not tried again by itself"
-    assert "allocate" in values["error"] or "MemoryError" in values["error"]
+    # The last: an extension that could not even make its MemoryError.
+    assert any(word in values["error"] for word in ("allocate", "MemoryError", "SystemError"))
     assert result(huge.folder) == values
     assert (huge.folder / "traceback.txt").read_text() == values["traceback"]
     small = make_job(make_run(), "small")
