@@ -28,6 +28,9 @@ PRELOADING = 8  # processes at most: each has some 300 MB, whether or not a run 
 HOOK = "isoflop.orchestration.ready.preload"
 ASK_SECONDS = 20.0  # for an interpreter to say which code it would import
 RPC_SECONDS = 10.0
+# Ray ends processes that nobody asks for as soon as all cores are taken, and a study takes them a
+# moment before it asks for its processes.
+KEPT_SECONDS = 24 * 3600
 WHERE = """
 from importlib.util import find_spec
 for name in ("isoflop", "models"):
@@ -117,8 +120,9 @@ def _prestart(address: str, number: int, environment: str) -> None:
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
     request = node_manager_pb2.PrestartWorkersRequest(
-        language=common_pb2.Language.Value("PYTHON"), num_workers=number
-    )
+        language=common_pb2.Language.Value("PYTHON"), num_workers=number,
+        keep_alive_duration_secs=KEPT_SECONDS,
+    )  # fmt: skip
     request.runtime_env_info.serialized_runtime_env = environment
     with init_grpc_channel(address) as channel:
         stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)

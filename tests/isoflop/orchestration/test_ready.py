@@ -19,13 +19,18 @@ from isoflop.orchestration.cluster import cluster
 
 with cluster(sys.argv[1]) as resources:
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     @ray.remote(num_cpus=1)
     class Trial:
         def look(self):
             return os.getpid(), "torch" in sys.modules and "ray.tune" in sys.modules
 
-    trials = [Trial.remote() for _ in range(2)]
+    place = ray.util.placement_group([{"CPU": 1}] * 2)
+    place.wait(60)
+    time.sleep(1)  # between taking the cores and asking for processes, as on a slow machine
+    here = Trial.options(scheduling_strategy=PlacementGroupSchedulingStrategy(place))
+    trials = [here.remote() for _ in range(2)]
     looked = ray.get([trial.look.remote() for trial in trials])
 time.sleep(2)  # a report is written meanwhile, and Ray ends what the study had
 resources.ready.fill()
