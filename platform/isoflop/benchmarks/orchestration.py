@@ -40,6 +40,8 @@ ATTACHED, AGAIN = "isoflop, attached", "plain, again"
 GOALS = {"isoflop": 1.35, ATTACHED: 1.10}  # of the plain loop
 PEERS, PEER_POINTS = ("joblib", "tune"), 8
 STANDING_SECONDS = 10.0  # until a cluster is done with what a study left it to do
+# What isoflop sets for clusters of its own, as it is where `ray start` makes one.
+RAYS_OWN = {"RAY_idle_worker_killing_time_threshold_ms": "1000"}
 WAIT_SECONDS = 300.0  # for a killed run to go on
 
 
@@ -108,8 +110,13 @@ def _standing(at_once: int) -> Iterator[str]:
     """The address of a cluster like those that `ray start` makes."""
     import ray
 
-    with cluster(None, cpus=at_once, preload=False):
-        yield str(ray.get_runtime_context().gcs_address)
+    os.environ.update(RAYS_OWN)
+    try:
+        with cluster(None, cpus=at_once, preload=False):
+            yield str(ray.get_runtime_context().gcs_address)
+    finally:
+        for name in RAYS_OWN:
+            del os.environ[name]
 
 
 def _round(folder: Path, points: int, tokens: int, at_once: int) -> dict[str, Took]:

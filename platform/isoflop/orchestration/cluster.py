@@ -49,6 +49,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # default 60 s: too short for a loaded laptop
     # Default 15: whatever else a machine does would come before the training, and its own driver.
     "RAY_worker_niceness": "0",
+    # Default 1 s: the processes that stand ready would be ended where a trial takes the cores first
+    # and asks for its process a moment later; so would the one that replaces a killed process.
+    "RAY_idle_worker_killing_time_threshold_ms": "30000",
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the announced default; else it warns

@@ -1,13 +1,48 @@
 """Is a cluster that is not there said at once, and is a standing one used?"""
 
+import json
 import os
 import socket
 import statistics
+import subprocess
+import sys
 import time
 
 import pytest
 
 from isoflop.orchestration.cluster import Resources, cluster
+
+TAKING = """
+import json, os, time
+from isoflop.orchestration.cluster import cluster
+from isoflop.orchestration.ready import raylets
+
+with cluster(None, cpus=2, preload=False):
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    @ray.remote(num_cpus=1)
+    class Trial:
+        def pid(self):
+            return os.getpid()
+
+    def idle():
+        mine = (raylet for raylet in raylets() if raylet.ppid() == os.getpid())
+        children = (child for raylet in mine for child in raylet.children())
+        return [child.pid for child in children if "ray::IDLE" in " ".join(child.cmdline())]
+
+    deadline = time.monotonic() + 60
+    while len(idle()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stood = idle()
+    time.sleep(1.5)  # while the driver imports what it needs
+    place = ray.util.placement_group([{"CPU": 1}] * 2)
+    place.wait(60)
+    time.sleep(1)  # between taking the cores and asking for processes, as on a slow machine
+    here = Trial.options(scheduling_strategy=PlacementGroupSchedulingStrategy(place))
+    trials = [here.remote() for _ in range(2)]
+    print(json.dumps([stood, ray.get([trial.pid.remote() for trial in trials])]))
+"""
 
 
 def test_nothing_at_the_address_is_said_at_once() -> None:
@@ -70,3 +105,12 @@ def test_a_run_takes_up_the_memory_of_the_one_before(ray_cluster: Resources) -> 
     first, *others = ray.get(ray.remote(faults).remote())
     assert first > 5_000
     assert statistics.median(others) < first / 10
+
+
+def test_processes_that_ray_started_first_are_there_when_the_cores_are_taken() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKING], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    stood, used = json.loads(done.stdout.splitlines()[-1])
+    assert len(used) == 2 and set(used) <= set(stood)

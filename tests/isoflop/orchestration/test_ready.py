@@ -1,9 +1,11 @@
 """Do processes of a standing cluster stand ready, and for those alone who have its code?"""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -36,6 +38,16 @@ time.sleep(2)  # a report is written meanwhile, and Ray ends what the study had
 resources.ready.fill()
 print(json.dumps(looked))
 """
+STANDING = """
+import sys
+from isoflop.orchestration.cluster import cluster
+
+with cluster(None, cpus=2, preload=False):
+    import ray
+
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
 
 
 def study(address: str) -> list[tuple[int, bool]]:
@@ -66,11 +78,23 @@ def found(ray_cluster: Resources) -> Ready:
     return cluster
 
 
-def test_a_study_leaves_processes_for_the_next(found: Ready) -> None:
-    import ray
+@pytest.fixture
+def started() -> Iterator[tuple[str, Node]]:
+    """A cluster that ends idle processes as soon as `ray start` would have it, and its node."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STANDING],
+        env={**os.environ, "RAY_idle_worker_killing_time_threshold_ms": "1000"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as head:  # fmt: skip
+        assert head.stdout is not None and head.stdin is not None
+        address = head.stdout.readline().strip()
+        (raylet,) = (found for found in raylets() if found.ppid() == head.pid)
+        yield address, Node(address="", raylet=raylet, cores=2)
+        head.stdin.close()
 
-    address = str(ray.get_runtime_context().gcs_address)
-    (node,) = found.nodes
+
+def test_a_study_leaves_processes_for_the_next(started: tuple[str, Node]) -> None:
+    address, node = started
     first = study(address)
     assert standing(node, {pid for pid, _ in first})
     waiting = {child.pid for child in node.raylet.children()}
