@@ -24,6 +24,7 @@ FILE = "driver.json"
 VALID = 90.0
 RENEW = 20.0
 SETTLE = 1.0  # seconds for a note written at the same moment to be seen
+READINGS, AGAIN = 10, 0.05  # of a note that is half written, and the seconds between them
 
 
 class Lease:
@@ -62,12 +63,17 @@ class Lease:
             self.mirror.remove(self.path)
 
     def _note(self) -> dict[str, Any] | None:
-        text = self.mirror.read(self.path)
-        try:
-            note = json.loads(text) if text else None
-        except ValueError:  # half written: read again, or it expires
-            return None
-        return note if isinstance(note, dict) else None
+        for _ in range(READINGS):
+            text = self.mirror.read(self.path)
+            if text is None:
+                return None
+            try:
+                note = json.loads(text)
+            except ValueError:  # it is being written: disks show files that are not whole
+                time.sleep(AGAIN)
+                continue
+            return note if isinstance(note, dict) else None
+        return None  # whoever wrote it came no further
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -55,6 +56,25 @@ def test_a_note_goes_with_its_driver_and_is_renewed_until_then(mirror: Mirror) -
             elsewhere(mirror).take()
     assert mirror.read(folder / FILE) is None
     elsewhere(mirror).take()
+
+
+def test_a_note_that_is_being_written_is_somebodys(mirror: Mirror) -> None:
+    mine = Lease(mirror, mirror.local / "study")
+    mirror.write(mine.path, "")  # as a disk shows it between opening and writing
+    writing = threading.Timer(0.15, elsewhere(mirror).renew)
+    writing.start()
+    try:
+        with pytest.raises(ValueError, match="process 7 on another"):
+            mine.take()
+    finally:
+        writing.join()
+
+
+def test_a_note_that_stays_half_written_keeps_nobody_out(mirror: Mirror) -> None:
+    mine = Lease(mirror, mirror.local / "study")
+    mirror.write(mine.path, '{"host": "anoth')
+    mine.take()
+    assert mine.other() is None
 
 
 def test_of_two_at_the_same_moment_one_stays(
